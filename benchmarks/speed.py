@@ -1,0 +1,119 @@
+"""Seconds and peak memory to encode and decode a 768x512 picture, for each model, and where the time goes.
+
+    python benchmarks/speed.py -j 2 -o results/speed.json
+
+Models without weights here run with random ones, whose latents are spread so that symbol coding has work to do. Every
+model is measured in a process of its own; the median of the repetitions counts, after one warm-up. Loading is not
+counted. Malloc is tuned as by the `mlic` command.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+
+from mlic import codec
+from mlic.cli import _tune_malloc
+from mlic.config import CONFIGS
+from mlic.container import MlicFile
+from mlic.model import CompressionModel, build_model
+from mlic.pictures import read_picture
+from mlic.weights import find_weights, load_model, seal
+
+SAMPLE = Path(codec.__file__).parent / "samples" / "kodim23.png"
+PARTS = {
+    "transforms": [(CompressionModel, "analyse"), (CompressionModel, "synthesise")],
+    "entropy model": [(CompressionModel, "code")],
+    "symbol coding": [(codec.SymbolEncoder, "_put"), (codec.SymbolEncoder, "finish"), (codec.SymbolDecoder, "_get")],
+}
+
+
+def random_model(name: str) -> CompressionModel:
+    torch.manual_seed(0)
+    model = build_model(name)
+    with torch.no_grad():
+        model.g_a[-1].weight.mul_(150)
+    return seal(model)
+
+
+def timed(seconds: dict[str, float]) -> None:
+    """Wrap the methods of PARTS so that they add their wall time to `seconds`."""
+    for part, methods in PARTS.items():
+        for owner, name in methods:
+            inner = getattr(owner, name)
+
+            def outer(*args, _inner=inner, _part=part, **kwargs):
+                started = time.perf_counter()
+                try:
+                    return _inner(*args, **kwargs)
+                finally:
+                    seconds[_part] += time.perf_counter() - started
+
+            setattr(owner, name, outer)
+
+
+def measure(name: str, threads: int, repeat: int) -> dict:
+    _tune_malloc()
+    torch.set_num_threads(threads)
+    model = load_model(name) if find_weights(name) else random_model(name)
+    picture = read_picture(SAMPLE)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    timed(seconds)
+    runs: dict[str, list[dict[str, float]]] = {"encode": [], "decode": []}
+    for _ in range(repeat + 1):
+        for verb in runs:
+            seconds.update(dict.fromkeys(PARTS, 0.0))
+            started = time.perf_counter()
+            if verb == "encode":
+                data = codec.encode_picture(model, picture).data
+            else:
+                codec.decode_picture(model, MlicFile.from_bytes(data))
+            total = time.perf_counter() - started
+            split = {**seconds, "total": total}
+            split["entropy model"] -= seconds["symbol coding"] if verb == "decode" else 0
+            runs[verb].append(split)
+    result = {"model": name, "weights": "packaged" if find_weights(name) else "random", "bytes": len(data)}
+    for verb, all_splits in runs.items():
+        result[verb] = {part: statistics.median(split[part] for split in all_splits[1:]) for part in all_splits[0]}
+    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result
+
+
+@click.command()
+@click.option("-j", "--threads", default=2, show_default=True)
+@click.option("--repeat", default=5, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path))
+@click.option("--only", type=click.Choice(list(CONFIGS)), help="Measure this model in this process and print JSON.")
+def main(threads: int, repeat: int, output: Path | None, only: str | None) -> None:
+    if only:
+        print(json.dumps(measure(only, threads, repeat)))
+        return
+    rows = []
+    print(f"{'model':8} {'verb':7} {'total s':>8} {'transforms':>11} {'entropy model':>14} {'symbols':>8} {'peak MiB':>9}")
+    for name in CONFIGS:
+        command = [sys.executable, __file__, "--only", name, "-j", str(threads), "--repeat", str(repeat)]
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        rows.append(row)
+        for verb in ("encode", "decode"):
+            t = row[verb]
+            print(
+                f"{name:8} {verb:7} {t['total']:8.2f} {t['transforms']:11.2f} {t['entropy model']:14.2f} "
+                f"{t['symbol coding']:8.3f} {row['peak_mib']:9.0f}"
+            )
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record = {"threads": threads, "processor": platform.processor() or platform.machine(), "rows": rows}
+        output.write_text(json.dumps({**record, "torch": torch.__version__}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Symbols to bytes and back: rANS with 24-bit integer tables, through the `constriction` library.
+
+The arithmetic is fixed by docs/format.md and does not depend on the library: a state of 64 bits, words of 32 bits.
+constriction turns n weights into frequencies as 1 + floor(weight * (2^24 - n) / sum of weights); handing it our
+frequencies less one makes that ratio exactly one, so the coder uses our integers and no float decides anything.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import constriction
+import numpy as np
+
+from .errors import DamagedFile, WeightsError
+from .tables import CodingTables, TableSet
+
+AnsCoder = constriction.stream.stack.AnsCoder
+Categorical = constriction.stream.model.Categorical
+
+
+class _Models:
+    """constriction models of a TableSet's rows, made when first used."""
+
+    def __init__(self, tables: TableSet, base: int = 0) -> None:
+        self.tables, self.base = tables, base
+        self.starts = np.concatenate([[0], np.cumsum(tables.sizes, dtype=np.int64)])
+        self.models: dict[int, Categorical] = {}
+
+    def __getitem__(self, row: int) -> Categorical:
+        if row not in self.models:
+            row_frequencies = self.tables.frequencies[self.starts[row] : self.starts[row + 1]]
+            self.models[row] = Categorical((row_frequencies - 1).astype(np.float64), perfect=False)
+        return self.models[row]
+
+
+def _groups(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """Order that sorts positions by row (stable), and (row, start, end) of each row's run in that order."""
+    order = np.argsort(rows, kind="stable")
+    used, starts = np.unique(rows[order], return_index=True)
+    ends = np.append(starts[1:], len(rows))
+    return order, list(zip(used.tolist(), starts.tolist(), ends.tolist()))
+
+
+class SymbolEncoder:
+    """Collects symbols with the table rows that code them; `finish` gives the coded streams.
+
+    `prior_row` is the first of the prior's rows at the file's quality level.
+    """
+
+    def __init__(self, tables: CodingTables, prior_row: int = 0) -> None:
+        self.tables, self.prior_row = tables, prior_row
+        self.batches: list[tuple[TableSet, np.ndarray, np.ndarray]] = []
+        self.escapes = bytearray()
+        self.checksum = 0
+
+    def put_hyper(self, symbols: np.ndarray, channels: np.ndarray) -> None:
+        self._put(self.tables.prior, symbols, channels + self.prior_row)
+
+    def put_latent(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+        self._put(self.tables.gaussian, symbols, rows)
+
+    def _put(self, tables: TableSet, symbols: np.ndarray, rows: np.ndarray) -> None:
+        self.checksum = zlib.crc32(symbols.astype("<i4").tobytes(), self.checksum)
+        escape = tables.sizes[rows] - 1
+        position = symbols - tables.first[rows]
+        outside = (position < 0) | (position >= escape)
+        for at in np.flatnonzero(outside):
+            past = position[at] - escape[at] if position[at] >= 0 else position[at]  # >= 0 above, < 0 below
+            self.escapes += _varint(2 * int(past) if past >= 0 else -2 * int(past) - 1)
+        self.batches.append((tables, np.where(outside, escape, position).astype(np.int32), rows))
+
+    def finish(self) -> tuple[bytes, bytes, int]:
+        """-> (rANS words in the order a decoder takes them, escape bytes, CRC-32 of all symbols)."""
+        coder = AnsCoder()
+        models = {id(t): _Models(t) for t in (self.tables.gaussian, self.tables.prior)}
+        for tables, positions, rows in reversed(self.batches):
+            order, groups = _groups(rows)
+            positions = positions[order]
+            for row, start, end in reversed(groups):
+                coder.encode_reverse(positions[start:end], models[id(tables)][row])
+        return coder.get_compressed()[::-1].astype("<u4").tobytes(), bytes(self.escapes), self.checksum
+
+
+class SymbolDecoder:
+    """Gives back, batch by batch, what a SymbolEncoder was given. Raises DamagedFile where that cannot be."""
+
+    def __init__(self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0) -> None:
+        if len(stream) % 4:
+            raise DamagedFile(f"coded stream of {len(stream)} bytes is not made of 32-bit words")
+        words = np.frombuffer(stream, "<u4")[::-1].astype(np.uint32)
+        if len(words) and words[-1] == 0:
+            raise DamagedFile("coded stream starts with a zero word")
+        self.coder, self.tables, self.prior_row = AnsCoder(words), tables, prior_row
+        self.escapes, self.next_escape = escapes, 0
+        self.expected, self.checksum = checksum, 0
+        self.models = {id(t): _Models(t) for t in (tables.gaussian, tables.prior)}
+
+    def get_hyper(self, channels: np.ndarray) -> np.ndarray:
+        return self._get(self.tables.prior, channels + self.prior_row)
+
+    def get_latent(self, rows: np.ndarray) -> np.ndarray:
+        return self._get(self.tables.gaussian, rows)
+
+    def _get(self, tables: TableSet, rows: np.ndarray) -> np.ndarray:
+        order, groups = _groups(rows)
+        sorted_positions = np.empty(len(rows), np.int32)
+        models = self.models[id(tables)]
+        for row, start, end in groups:
+            sorted_positions[start:end] = self.coder.decode(models[row], end - start)
+        positions = np.empty(len(rows), np.int32)
+        positions[order] = sorted_positions
+        escape = tables.sizes[rows] - 1
+        for at in np.flatnonzero(positions == escape):
+            code = self._varint()
+            positions[at] = escape[at] + code // 2 if code % 2 == 0 else -(code + 1) // 2
+        symbols = positions + tables.first[rows]
+        self.checksum = zlib.crc32(symbols.astype("<i4").tobytes(), self.checksum)
+        return symbols
+
+    def finish(self) -> None:
+        """Check that all was read and that it was what the encoder wrote."""
+        if self.checksum != self.expected or self.next_escape != len(self.escapes) or not self.coder.is_empty():
+            raise DamagedFile(
+                "decoding went astray: the symbols do not match the file's checksum. The file is intact, so this "
+                "machine computed other probabilities than the one that wrote it"
+            )
+
+    def _varint(self) -> int:
+        value, shift = 0, 0
+        while self.next_escape < len(self.escapes) and shift < 28:
+            byte = self.escapes[self.next_escape]
+            self.next_escape += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+        raise DamagedFile("decoding went astray: an escape value is missing or too large")
+
+
+def _varint(value: int) -> bytes:
+    """Unsigned LEB128, at most 28 bits."""
+    if value >= 1 << 28:
+        raise WeightsError(f"a latent value is too large to code ({value}): are the weights damaged?")
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

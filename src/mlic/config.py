@@ -1,0 +1,159 @@
+"""The shape of a model, as plain data: what is stored in a weights file and what a builder needs.
+
+A model of the family is one config. MLIC, MLIC+, MLIC++ and `fast` differ in these fields and in nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+ANCHOR, NON_ANCHOR = True, False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """A global context: which attention, how wide, and the nets behind it.
+
+    `width` and `heads` of None mean "as wide as the input, heads of 32 channels" (inter) or "as wide as the slice,
+    2 heads" (intra), which is what the papers' models use.
+    """
+
+    kind: Literal["softmax", "linear"]
+    width: int | None = None
+    heads: int | None = None
+    reprojection_kernel: int = 5
+    expansion: int = 4  # hidden channels of the closing MLP, in slices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Dimensions and parts of one codec network.
+
+    Sizes are channels. `slices` are the channel counts of the latent's slices in coding order (Minnen & Singh 2020);
+    their sum is M. The entropy model's parts follow Jiang et al., ACM MM 2023, sections 3.2 to 3.5, and
+    arXiv 2307.15421 for the linear form of the global contexts.
+    """
+
+    name: str
+    transform: Literal["residual", "patch"]
+    width: int  # N: channels inside the transforms (at 1/8 for "patch")
+    slices: tuple[int, ...]
+    z_channels: int
+    phi_h_channels: int  # output of h_s: first half "hyper scales", second half "hyper means"
+    coarse_width: int = 0  # "patch" only: channels at 1/16
+    depth: tuple[int, int] = (0, 0)  # "patch" only: residual blocks at 1/8 and at 1/16
+    activation: Literal["gelu", "relu"] = "gelu"  # inside hyper transforms and entropy nets
+    channel_hidden: tuple[int, int] = (192, 128)
+    channel_out: int | None = 128  # None: twice the slice
+    local: Literal["conv", "window", "conv3"] = "window"
+    intra: AttentionConfig = AttentionConfig(kind="linear")
+    inter: AttentionConfig | None = None
+    parameters_hidden: tuple[int, ...] = (320, 256, 128)
+    lrp_hidden: tuple[int, int] = (224, 128)
+    lrp_kernels: tuple[int, int, int] = (3, 3, 3)
+    scale_form: Literal["linear", "log"] = "linear"  # what the entropy nets emit for the scale
+    quality_levels: int = 0  # 0: one rate; otherwise the number of learned gain vectors
+    lambda_range: tuple[float, float] = (0.0018, 0.0483)  # MSE on 0..255, at the first and the last level
+    padding: Literal["zero", "edge"] = "zero"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on values no builder knows: a config may come from a file."""
+        choices = {
+            "transform": ("residual", "patch"),
+            "activation": ("gelu", "relu"),
+            "local": ("conv", "window", "conv3"),
+            "scale_form": ("linear", "log"),
+            "padding": ("zero", "edge"),
+        }
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
+        sizes = [self.width, self.z_channels, self.phi_h_channels, *self.slices, *self.channel_hidden]
+        sizes += [*self.parameters_hidden, *self.lrp_hidden, *self.lrp_kernels]
+        optional = [self.coarse_width, *self.depth, self.quality_levels]
+        if not all(type(size) is int and 1 <= size <= 4096 for size in sizes) or not all(
+            type(size) is int and 0 <= size <= 4096 for size in optional
+        ):
+            raise ValueError("sizes must be whole numbers from 1 to 4096")
+        if not (isinstance(self.name, str) and isinstance(self.intra, AttentionConfig)):
+            raise ValueError("a model has a name and an intra-slice context")
+        if (self.transform == "patch") != (self.quality_levels >= 2):
+            raise ValueError("patch transforms have two quality levels or more, residual ones none")
+
+    @property
+    def latent_channels(self) -> int:
+        return sum(self.slices)
+
+    @property
+    def variable_rate(self) -> bool:
+        return self.quality_levels > 0
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Read what `to_json` wrote. Raises ValueError on unknown or missing fields."""
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            for key, value in fields.items():
+                if isinstance(value, list):
+                    fields[key] = tuple(value)
+            for key in ("intra", "inter"):
+                if fields.get(key) is not None:
+                    fields[key] = AttentionConfig(**fields[key])
+            return cls(**fields)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"not a model config of this version of mlic: {error}") from None
+
+
+MLIC = ModelConfig(
+    name="mlic",
+    transform="residual",
+    width=192,
+    slices=(32,) * 6,
+    z_channels=192,
+    phi_h_channels=384,
+    local="conv",
+    intra=AttentionConfig(kind="softmax"),
+)
+MLIC_PLUS = ModelConfig(
+    name="mlic+",
+    transform="residual",
+    width=192,
+    slices=(32,) * 10,
+    z_channels=192,
+    phi_h_channels=640,
+    local="window",
+    intra=AttentionConfig(kind="softmax"),
+    inter=AttentionConfig(kind="softmax"),
+)
+MLIC_PLUS_PLUS = dataclasses.replace(
+    MLIC_PLUS, name="mlic++", intra=AttentionConfig(kind="linear"), inter=AttentionConfig(kind="linear")
+)
+FAST = ModelConfig(
+    name="fast",
+    transform="patch",
+    width=192,
+    coarse_width=256,
+    depth=(3, 1),
+    slices=(16, 32, 48, 96, 128),
+    z_channels=128,
+    phi_h_channels=320,
+    activation="relu",
+    channel_hidden=(128, 96),
+    channel_out=None,
+    local="conv3",
+    intra=AttentionConfig(kind="linear", width=32, heads=2, reprojection_kernel=3, expansion=2),
+    inter=AttentionConfig(kind="linear", width=64, heads=2, reprojection_kernel=1, expansion=2),
+    parameters_hidden=(192, 128),
+    lrp_hidden=(96, 64),
+    lrp_kernels=(1, 3, 1),
+    scale_form="log",
+    quality_levels=64,
+    lambda_range=(0.0005, 0.3),
+    padding="edge",
+)
+CONFIGS = {config.name: config for config in (FAST, MLIC, MLIC_PLUS, MLIC_PLUS_PLUS)}

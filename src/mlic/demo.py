@@ -1,0 +1,271 @@
+"""`mlic demo`: this codec beside JPEG, WebP and AVIF on one picture, at file sizes as near as those codecs allow."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+
+from .metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_db, psnr
+
+# Pillow's save options for each codec; where there are several, the one with the best PSNR counts.
+_RIVALS: dict[str, tuple[dict[str, object], ...]] = {
+    "JPEG": ({"optimize": True, "subsampling": "4:2:0"}, {"optimize": True, "subsampling": "4:4:4"}),
+    "WebP": ({"method": 6},),
+    "AVIF": ({"speed": 4, "subsampling": "4:4:4"},),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One codec at one setting: ``bytes`` is the real file size, ``bpp`` bits per pixel, times are wall-clock seconds.
+
+    ``psnr`` and ``ms_ssim_db`` are in dB; both MS-SSIM fields are None for a picture too small for MS-SSIM.
+    """
+
+    codec: str
+    setting: str
+    bytes: int
+    bpp: float
+    psnr: float
+    ms_ssim: float | None
+    ms_ssim_db: float | None
+    encode_s: float
+    decode_s: float
+
+
+class _Coded(NamedTuple):
+    codec: str
+    setting: str
+    size: int
+    pixels: np.ndarray  # what the file decodes to, (H, W, 3) uint8
+    psnr: float
+    encode_s: float
+    decode_s: float
+
+
+def run_demo(
+    image: Image.Image,
+    *,
+    qualities: Sequence[int] = (10, 30, 50, 70, 90),
+    model: str = "fast",
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Compress a picture with mlic and, at the nearest size each can reach, with JPEG, WebP and AVIF.
+
+    For every quality the rows are mlic's and then one per other codec. The other codecs' quality (an integer, 0..100)
+    is the one whose file is nearest in size to mlic's: compare the bytes before the dB, for at the ends of its
+    range a codec may have nothing near. JPEG has optimized Huffman tables and the better of 4:2:0 and 4:4:4, WebP
+    method 6, AVIF speed 4 and 4:4:4. Pixels are compared as 8-bit RGB, after applying an EXIF rotation and dropping
+    alpha. One untimed run comes first, so that mlic's times do not include loading the model.
+
+    Args:
+        image: any Pillow image; at least 161 pixels a side to have MS-SSIM.
+        qualities: mlic's qualities to try.
+        model: name of the mlic model.
+        progress: called with a line of text before each quality, and once for each codec that is skipped because this
+            Pillow cannot write it.
+    """
+    picture = _rgb(image)
+    original = np.asarray(picture)
+    say = progress or (lambda line: None)
+    for codec in _missing():
+        say(_missing_note(codec))
+    _code_mlic(picture.crop((0, 0, min(64, picture.width), min(64, picture.height))), 50, model)
+    rows = []
+    for quality in qualities:
+        say(f"quality {quality}: mlic, then the other codecs at its file size")
+        for coded in _code_all(picture, quality, model):
+            similarity = ms_ssim(original, coded.pixels) if min(picture.size) >= MS_SSIM_MIN_SIDE else None
+            rows.append(
+                Row(
+                    codec=coded.codec,
+                    setting=coded.setting,
+                    bytes=coded.size,
+                    bpp=8 * coded.size / (picture.width * picture.height),
+                    psnr=coded.psnr,
+                    ms_ssim=similarity,
+                    ms_ssim_db=None if similarity is None else ms_ssim_db(similarity),
+                    encode_s=coded.encode_s,
+                    decode_s=coded.decode_s,
+                )
+            )
+    return rows
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Lay `run_demo`'s rows out as plain text, with a blank line before each mlic row but the first.
+
+    The column "vs mlic" is the file size relative to the mlic row above.
+
+    >>> print(format_table([Row("mlic", "q50 fast", 2000, 0.5, 31.25, 0.99, 20.0, 0.12, 0.25),
+    ...                     Row("JPEG", "q41 4:2:0", 2100, 0.525, 29.5, None, None, 0.004, 0.002),
+    ...                     Row("WebP", "q30", 1990, 0.4975, 30.5, None, None, 0.004, 0.002),
+    ...                     Row("AVIF", "q44 4:4:4", 2000, 0.5, 31.0, None, None, 0.4, 0.02)]))
+    codec  setting    bytes  vs mlic    bpp  PSNR dB  MS-SSIM  MS-SSIM dB  encode s  decode s
+    mlic   q50 fast   2,000           0.500    31.25  0.99000       20.00     0.120     0.250
+    JPEG   q41 4:2:0  2,100    +5.0%  0.525    29.50        -           -     0.004     0.002
+    WebP   q30        1,990    -0.5%  0.497    30.50        -           -     0.004     0.002
+    AVIF   q44 4:4:4  2,000    +0.0%  0.500    31.00        -           -     0.400     0.020
+    """
+    titles = "codec,setting,bytes,vs mlic,bpp,PSNR dB,MS-SSIM,MS-SSIM dB,encode s,decode s".split(",")
+    table: list[list[str]] = [titles]
+    ours: Row | None = None
+    for row in rows:
+        if row.codec == "mlic":
+            if ours:
+                table.append([])
+            ours = row
+        relative = f"{row.bytes / ours.bytes - 1:+.1%}" if ours and ours is not row else ""
+        similarity = "-" if row.ms_ssim is None else f"{row.ms_ssim:.5f}"
+        similarity_db = "-" if row.ms_ssim_db is None else f"{row.ms_ssim_db:.2f}"
+        numbers = [f"{row.bpp:.3f}", f"{row.psnr:.2f}", similarity, similarity_db]
+        times = [f"{row.encode_s:.3f}", f"{row.decode_s:.3f}"]
+        table.append([row.codec, row.setting, f"{row.bytes:,}", relative, *numbers, *times])
+    widths = [max(len(line[i]) for line in table if line) for i in range(len(titles))]
+    alignments = "<<" + ">" * (len(titles) - 2)
+    lines = ["  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, alignments, widths)) for line in table]
+    absent = [codec for codec in _missing() if codec not in {row.codec for row in rows}]
+    return "\n".join(lines + [""] * bool(absent) + [_missing_note(codec) for codec in absent])
+
+
+def comparison_picture(
+    image: Image.Image, *, quality: int, model: str = "fast", crop: int = 256, scale: int = 2
+) -> Image.Image:
+    """Put the same crop side by side: the original, then JPEG, WebP, AVIF and mlic at nearly one file size.
+
+    The whole picture is compressed, and the bytes and PSNR on the labels are the whole picture's. The crop is where the
+    picture has the most texture throughout, and is the whole picture where that is smaller than the crop.
+
+    Args:
+        image: any Pillow image.
+        quality: mlic's quality; the other codecs follow its file size, as in `run_demo`.
+        model: name of the mlic model.
+        crop: side of the crop in pixels, at least 1.
+        scale: whole factor, at least 1, by which pixels are repeated to enlarge the crop.
+
+    Returns:
+        An RGB image, one panel per codec in a row.
+
+    Raises:
+        ValueError: crop or scale is below 1.
+    """
+    if crop < 1 or scale < 1:
+        raise ValueError(f"crop and scale must be at least 1, got crop={crop}, scale={scale}")
+    picture = _rgb(image)
+    original = np.asarray(picture)
+    ours, *others = _code_all(picture, quality, model)
+    panels = [("original", f"{original.nbytes:,} bytes raw", original)]
+    panels += [(c.codec, f"{c.size:,} bytes   {c.psnr:.2f} dB", c.pixels) for c in (*others, ours)]
+
+    left, top, right, bottom = _detailed_box(picture, crop)
+    width, height = (right - left) * scale, (bottom - top) * scale
+    size = max(11, min(36, width // 14))  # of the codec's name, in pixels; the line below is smaller
+    name_font, line_font = ImageFont.load_default(size), ImageFont.load_default(max(10, round(size * 0.8)))
+    # A panel is as wide as its crop or its longest label, so that a tiny picture keeps its labels.
+    column = max([width] + [int(line_font.getlength(text)) + 1 for _, text, _ in panels])
+    margin, gap = size // 2, size // 3
+    strip = gap + 5 * size // 2
+    canvas = Image.new("RGB", (margin + len(panels) * (column + margin), margin + height + strip + margin), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, text, pixels) in enumerate(panels):
+        x = margin + i * (column + margin)
+        tile = Image.fromarray(pixels[top:bottom, left:right])
+        canvas.paste(tile.resize((width, height), Image.Resampling.NEAREST), (x + (column - width) // 2, margin))
+        middle, y = x + column // 2, margin + height + gap
+        draw.text((middle, y), name, "#0b57a4" if name == "mlic" else "#111111", name_font, anchor="ma")
+        draw.text((middle, y + 4 * size // 3), text, "#555555", line_font, anchor="ma")
+    return canvas
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    # Through an array, to leave behind metadata that some encoders would otherwise copy into their files.
+    return Image.fromarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+
+
+def _missing() -> list[str]:
+    return [codec for codec in ("WebP", "AVIF") if not features.check(codec.lower())]
+
+
+def _missing_note(codec: str) -> str:
+    return f"{codec} is skipped: this Pillow cannot write it (the wheels of Pillow 11.3 and later can)"
+
+
+def _code_all(picture: Image.Image, quality: int, model: str) -> list[_Coded]:
+    ours = _code_mlic(picture, quality, model)
+    codecs = [codec for codec in _RIVALS if codec not in _missing()]
+    return [ours] + [_code_nearest(picture, codec, ours.size) for codec in codecs]
+
+
+def _code_mlic(picture: Image.Image, quality: int, model: str) -> _Coded:
+    import mlic
+
+    start = time.perf_counter()
+    data = mlic.encode(picture, quality=quality, model=model)
+    encoded = time.perf_counter()
+    pixels = np.asarray(mlic.decode(data, model).convert("RGB"))
+    decoded = time.perf_counter()
+    error = psnr(np.asarray(picture), pixels)
+    return _Coded("mlic", f"q{quality} {model}", len(data), pixels, error, encoded - start, decoded - encoded)
+
+
+def _code_nearest(picture: Image.Image, codec: str, target: int) -> _Coded:
+    """Compress to the size nearest to ``target`` bytes, with the best by PSNR of the codec's options that get there."""
+    candidates = []
+    for options in _RIVALS[codec]:
+        quality, data, encode_s = _nearest_quality(picture, codec, options, target)
+        start = time.perf_counter()
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        decode_s = time.perf_counter() - start
+        setting = f"q{quality} {options.get('subsampling', '')}".strip()
+        error = psnr(np.asarray(picture), pixels)
+        candidates.append(_Coded(codec, setting, len(data), pixels, error, encode_s, decode_s))
+    # At the ends of the quality range one of the options may be far from the target; it must not win by being larger.
+    slack = max(target // 20, min(abs(c.size - target) for c in candidates))
+    return max((c for c in candidates if abs(c.size - target) <= slack), key=lambda c: c.psnr)
+
+
+def _nearest_quality(
+    picture: Image.Image, codec: str, options: dict[str, object], target: int
+) -> tuple[int, bytes, float]:
+    """Bisect the quality 0..100, taking sizes to grow with it; return it with the file and the seconds to encode it."""
+    tried: dict[int, tuple[bytes, float]] = {}
+
+    def size(quality: int) -> int:
+        file = io.BytesIO()
+        start = time.perf_counter()
+        picture.save(file, codec, quality=quality, **options)
+        tried[quality] = file.getvalue(), time.perf_counter() - start
+        return len(tried[quality][0])
+
+    low, high = -1, 101  # the size at low is below the target and the size at high is not, where these are qualities
+    while high - low > 1:
+        middle = (low + high) // 2
+        if size(middle) < target:
+            low = middle
+        else:
+            high = middle
+    best = min(tried, key=lambda quality: abs(len(tried[quality][0]) - target))
+    return best, *tried[best]
+
+
+def _detailed_box(picture: Image.Image, crop: int) -> tuple[int, int, int, int]:
+    """The (left, top, right, bottom) of the crop with the most texture, on a grid of 16 pixels.
+
+    Texture is the mean, over blocks of 16 x 16, of the square root of the standard deviation of luma: the root keeps a
+    few hard edges from outweighing detail everywhere in the crop.
+    """
+    block = 16
+    width, height = min(crop, picture.width), min(crop, picture.height)
+    luma = np.asarray(picture.convert("L"), np.float32)
+    luma = np.pad(luma, [(0, -side % block) for side in luma.shape], mode="edge")
+    blocks = luma.reshape(luma.shape[0] // block, block, luma.shape[1] // block, block).std(axis=(1, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(np.sqrt(blocks), (-(-height // block), -(-width // block)))
+    row, column = np.unravel_index(np.argmax(windows.mean(axis=(2, 3))), windows.shape[:2])
+    left, top = min(int(column) * block, picture.width - width), min(int(row) * block, picture.height - height)
+    return left, top, left + width, top + height

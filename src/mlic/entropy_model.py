@@ -1,0 +1,88 @@
+"""The one driver: walks a latent slice by slice, anchors first, and asks a strategy for each half's values.
+
+Estimating a rate, encoding and decoding are strategies (strategies.py) handed to `walk`; the loop exists once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .checkerboard import pack, unpack
+from .config import ANCHOR, NON_ANCHOR, ModelConfig
+from .context import ConvStack, InterSliceContext, IntraSliceContext, local_context
+
+
+class SliceNets(nn.Module):
+    """All nets of one slice: its contexts, and per pass (anchor, non-anchor) entropy parameters and LRP."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        act, channels, before = config.activation, config.slices[index], sum(config.slices[:index])
+        self.local = local_context(config.local, channels, act)
+        self.channel = self.inter = self.intra = None
+        shared = config.phi_h_channels
+        if before:
+            channel_out = config.channel_out or 2 * channels
+            self.channel = ConvStack(before, *config.channel_hidden, channel_out, kernels=(3, 3, 3), act=act)
+            shared += channel_out
+            if config.inter:
+                self.inter = InterSliceContext(before, channels, config.inter, act)
+                shared += 2 * channels
+            self.intra = IntraSliceContext(config.slices[index - 1], channels, config.intra, act)
+        own = 2 * channels * (2 if before else 1)  # local, and intra
+
+        def parameters(inputs: int) -> ConvStack:
+            hidden = config.parameters_hidden
+            return ConvStack(inputs, *hidden, 2 * channels, kernels=(1,) * (len(hidden) + 1), act=act)
+
+        def lrp() -> ConvStack:
+            inputs = config.phi_h_channels // 2 + before + channels
+            net = ConvStack(inputs, *config.lrp_hidden, channels, kernels=config.lrp_kernels, act=act)
+            nn.init.zeros_(net[-1].weight)  # training starts from plain rounding
+            nn.init.zeros_(net[-1].bias)
+            return net
+
+        self.parameters_anchor, self.parameters_non_anchor = parameters(shared), parameters(shared + own)
+        self.lrp_anchor, self.lrp_non_anchor = lrp(), lrp()
+
+
+class MultiReferenceEntropyModel(nn.Module):
+    """MEM, MEM+ and MEM++ (Jiang et al. 2023, section 3.2), whichever parts the config names."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.slices = nn.ModuleList(SliceNets(config, i) for i in range(len(config.slices)))
+
+    def walk(self, phi_h: Tensor, strategy) -> Tensor:
+        """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).
+
+        `strategy.latent(i, anchor, mean, scale)` is called once per slice and pass, in coding order, with packed
+        (B, C_i, H, W/2) tensors, and returns the quantised values of that half.
+        """
+        hyper_means = phi_h.chunk(2, 1)[1]
+        done: list[Tensor] = []
+        for i, nets in enumerate(self.slices):
+            shared = [phi_h]
+            if done:
+                previous = torch.cat(done, 1)
+                shared.insert(0, nets.channel(previous))
+                if nets.inter is not None:
+                    shared.insert(0, nets.inter(previous))
+            current: Tensor | int = 0  # this slice so far, zeros where nothing is decoded yet
+            for anchor in (ANCHOR, NON_ANCHOR):
+                contexts = shared
+                if not anchor:
+                    own = [nets.local(current)] + ([nets.intra(done[-1], current)] if done else [])
+                    contexts = own + shared
+                parameters = nets.parameters_anchor if anchor else nets.parameters_non_anchor
+                scale, mean = parameters(torch.cat([pack(c, anchor) for c in contexts], 1)).chunk(2, 1)
+                half = strategy.latent(i, anchor, mean, scale)
+
+                quantised = current + unpack(half, anchor)
+                lrp = nets.lrp_anchor if anchor else nets.lrp_non_anchor
+                residual = pack(lrp(torch.cat([hyper_means, *done, quantised], 1)), anchor)
+                half = half + 0.5 * residual.tanh()
+                current = current + unpack(half, anchor)
+            done.append(current)
+        return torch.cat(done, 1)

@@ -1,0 +1,128 @@
+"""Building blocks shared by the transforms and the entropy model."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+def subpel(inputs: int, outputs: int, *, factor: int = 2, kernel: int = 3) -> nn.Sequential:
+    """Sub-pixel convolution: (B, inputs, H, W) -> (B, outputs, factor*H, factor*W)."""
+    return nn.Sequential(conv(inputs, outputs * factor**2, kernel=kernel), nn.PixelShuffle(factor))
+
+
+def activation(name: str) -> nn.Module:
+    return {"gelu": nn.GELU, "relu": nn.ReLU}[name]()
+
+
+def float32_region(x: Tensor) -> contextlib.AbstractContextManager:
+    """Outside autocast on x's device: for probabilities, and for latents that lose their integers in bfloat16."""
+    if x.device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class _LowerBound(torch.autograd.Function):
+    """max(x, bound) whose gradient still lets values under the bound move up (Balle et al. 2018)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return grad * ((x >= ctx.bound) | (grad < 0)), None
+
+
+def lower_bound(x: Tensor, bound: float) -> Tensor:
+    return _LowerBound.apply(x, bound) if x.requires_grad else x.clamp_min(bound)
+
+
+class GDN(nn.Module):
+    """Generalised divisive normalisation, or its inverse: x / sqrt(beta + gamma x^2) (Balle et al., ICLR 2016).
+
+    beta and gamma are stored as square roots with a pedestal of 2^-36 and bounded from below.
+    """
+
+    PEDESTAL = 2.0**-36
+    BETA_MIN = 1e-6
+
+    def __init__(self, channels: int, *, inverse: bool = False) -> None:
+        super().__init__()
+        self.inverse = inverse
+        self.beta = nn.Parameter((torch.ones(channels) + self.PEDESTAL).sqrt())
+        self.gamma = nn.Parameter((0.1 * torch.eye(channels) + self.PEDESTAL).sqrt())
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
+        beta = lower_bound(self.beta, (self.BETA_MIN + self.PEDESTAL) ** 0.5) ** 2 - self.PEDESTAL
+        gamma = lower_bound(self.gamma, self.PEDESTAL**0.5) ** 2 - self.PEDESTAL
+        norm = F.conv2d(x * x, gamma[:, :, None, None], beta)
+        return x * norm.sqrt() if self.inverse else x * norm.rsqrt()
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a skip: (B, inputs, H, W) -> (B, outputs, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int | None = None) -> None:
+        super().__init__()
+        outputs = outputs or inputs
+        self.conv1 = conv(inputs, outputs)
+        self.conv2 = conv(outputs, outputs)
+        self.act = nn.GELU()
+        self.skip = nn.Identity() if inputs == outputs else conv(inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv2(self.act(self.conv1(x)))) + self.skip(x)
+
+
+class ResidualBlockDown(nn.Module):
+    """Stride-2 residual block closed by a GDN: (B, inputs, H, W) -> (B, outputs, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = conv(inputs, outputs, stride=2)
+        self.conv2 = conv(outputs, outputs)
+        self.act = nn.GELU()
+        self.gdn = GDN(outputs)
+        self.skip = conv(inputs, outputs, kernel=1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gdn(self.conv2(self.act(self.conv1(x)))) + self.skip(x)
+
+
+class ResidualBlockUp(nn.Module):
+    """x2 residual block closed by an inverse GDN: (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.subpel = subpel(inputs, outputs)
+        self.conv = conv(outputs, outputs)
+        self.act = nn.GELU()
+        self.igdn = GDN(outputs, inverse=True)
+        self.skip = subpel(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.igdn(self.conv(self.act(self.subpel(x)))) + self.skip(x)
+
+
+class PlainBlock(nn.Module):
+    """The residual block of `fast`: conv3x3, GELU, conv3x3, added to its input. No activation after the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, channels)
+        self.act = nn.GELU()
+        self.conv2 = conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.act(self.conv1(x)))

@@ -1,0 +1,131 @@
+"""Probability models of the symbols: likelihoods for training, and how scales map to table rows.
+
+The integer tables that real files are coded with are made from these once (tables.py) and stored with the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import float32_region, lower_bound
+
+SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
+LIKELIHOOD_MIN = 1e-9
+
+
+def scale_table() -> Tensor:
+    """The 64 log-spaced standard deviations, 0.11 to 256, float64."""
+    return torch.from_numpy(np.geomspace(SCALE_MIN, SCALE_MAX, SCALE_LEVELS))
+
+
+class LevelTable(nn.Module):
+    """A learned vector for each quality level, linear in between: (B,) real levels -> (B, C).
+
+    While training, the rows share a few cosines over the levels, so that every sample teaches all of them; `fold` adds
+    these into the rows and leaves zeros.
+    """
+
+    COSINES = 4
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows)  # (levels, C)
+        self.smooth = nn.Parameter(torch.zeros(self.COSINES, rows.shape[1]))
+
+    def _basis(self, level: Tensor) -> Tensor:
+        k = torch.arange(self.COSINES, device=level.device)
+        return torch.cos(math.pi * k * level[:, None] / max(1, len(self.rows) - 1))
+
+    def forward(self, level: Tensor) -> Tensor:
+        below = level.floor().long().clamp(0, len(self.rows) - 1)
+        above = (below + 1).clamp_max(len(self.rows) - 1)
+        between = torch.lerp(self.rows[below], self.rows[above], (level - below).to(self.rows.dtype)[:, None])
+        with float32_region(level):
+            return between + self._basis(level) @ self.smooth
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        levels = torch.arange(len(self.rows), device=self.rows.device, dtype=self.rows.dtype)
+        self.rows += self._basis(levels) @ self.smooth
+        self.smooth.zero_()
+
+
+class GaussianPrior(nn.Module):
+    """Zero-mean Gaussians, integrated over unit bins. `form` says what the entropy nets emit: sigma, or log sigma."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        table = scale_table()
+        between = (table[:-1] * table[1:]).sqrt()  # nearest level in the log domain
+        self.register_buffer("thresholds", (between.log() if form == "log" else between).float())
+
+    def index(self, scale: Tensor) -> Tensor:
+        """Row of the table for each raw scale, int64 in 0..63."""
+        return torch.bucketize(scale.contiguous(), self.thresholds)
+
+    def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """P(bin of width 1 around `residual`), computed in float32."""
+        residual, scale = residual.float().abs(), scale.float()
+        if self.form == "log":
+            low, high = math.log(SCALE_MIN), math.log(SCALE_MAX)
+            sigma = -lower_bound(-lower_bound(scale, low), -high)
+            sigma = sigma.exp()
+        else:
+            sigma = lower_bound(scale, SCALE_MIN)
+        upper = 0.5 * torch.erfc(-(0.5 - residual) / sigma * 2**-0.5)
+        lower = 0.5 * torch.erfc(-(-0.5 - residual) / sigma * 2**-0.5)
+        return lower_bound(upper - lower, LIKELIHOOD_MIN)
+
+
+class FactorizedPrior(nn.Module):
+    """The learned univariate density of each channel of z (Balle et al. 2018, appendix 6.1), filters 3, 3, 3, 3.
+
+    With `levels` > 0 the density knows the quality: each level has its own per-channel scale and shift of the density's
+    argument, interpolated between levels in training.
+    """
+
+    FILTERS = (1, 3, 3, 3, 3, 1)
+
+    def __init__(self, channels: int, *, levels: int = 0, init_scale: float = 10.0) -> None:
+        super().__init__()
+        self.channels, self.levels = channels, levels
+        spread = init_scale ** (1 / (len(self.FILTERS) - 1))
+        self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        for i, (inputs, outputs) in enumerate(zip(self.FILTERS, self.FILTERS[1:])):
+            start = math.log(math.expm1(1 / spread / outputs))
+            self.matrices.append(torch.full((channels, outputs, inputs), start))
+            self.biases.append(torch.empty(channels, outputs, 1).uniform_(-0.5, 0.5))
+            if i < len(self.FILTERS) - 2:
+                self.factors.append(torch.zeros(channels, outputs, 1))
+        self.median = nn.Parameter(torch.zeros(channels))
+        if levels:
+            self.level_scale = LevelTable(torch.zeros(levels, channels))  # log
+            self.level_shift = LevelTable(torch.zeros(levels, channels))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the cumulative: (C, 1, n) -> (C, 1, n), increasing in x."""
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases)):
+            x = F.softplus(matrix.to(x.dtype)) @ x + bias.to(x.dtype)
+            if i < len(self.factors):
+                x = x + torch.tanh(self.factors[i].to(x.dtype)) * torch.tanh(x)
+        return x
+
+    def likelihood(self, z: Tensor, level: Tensor | None = None) -> Tensor:
+        """P(bin of width 1 around z): (B, C, H, W), level (B,) in 0..levels-1 -> (B, C, H, W), in float32."""
+        values = z.float().transpose(0, 1)  # (C, B, H, W)
+        lower, upper = values - 0.5, values + 0.5
+        if self.levels:
+            scale = self.level_scale(level).exp().T[:, :, None, None]
+            shift = self.level_shift(level).T[:, :, None, None]
+            lower, upper = lower * scale + shift, upper * scale + shift
+        with float32_region(z):
+            lower, upper = self.logits(lower.flatten(1)[:, None]), self.logits(upper.flatten(1)[:, None])
+        sign = -torch.sign(lower + upper).detach()  # subtract on the side where the sigmoid keeps its digits
+        mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
+        return lower_bound(mass.reshape(values.shape).transpose(0, 1), LIKELIHOOD_MIN)

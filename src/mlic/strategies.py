@@ -1,0 +1,107 @@
+"""What the driver asks: given a half-slice's mean and scale, which values does it take?
+
+Four answers: noisy training estimate, rounded estimate, writing symbols, reading symbols. Each has the two methods
+`hyper(prior, level)` -> z_hat and `latent(i, anchor, mean, scale)` -> packed y_hat.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkerboard import pack
+from .prior import FactorizedPrior, GaussianPrior
+
+if TYPE_CHECKING:  # training runs without the coder's package
+    from .coder import SymbolDecoder, SymbolEncoder
+
+
+class Strategy(Protocol):
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor: ...
+
+    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor: ...
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Rounding whose gradient is one."""
+    return x + (x.round() - x).detach()
+
+
+class Estimate:
+    """Bits of a latent under the model. `noisy`: uniform noise for the rate and straight-through rounding for the
+    values, as in training (Minnen & Singh 2020); otherwise both are what a file would hold.
+
+    After the walk, `z_bits` and `y_bits` are (B,) sums in bits, and `slice_bits` lists (B,) tensors per slice.
+    """
+
+    def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, *, noisy: bool) -> None:
+        self.y, self.z = y.float().split(slices, 1), z.float()  # out of autocast's bfloat16
+        self.gaussian, self.noisy = gaussian, noisy
+        self.slice_bits: list[Tensor] = [torch.zeros(())] * len(slices)
+        self.z_bits = torch.zeros(())
+
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
+        median = prior.median[None, :, None, None]
+        z_hat = round_through(self.z - median) + median
+        at = self.z + torch.rand_like(self.z) - 0.5 if self.noisy else z_hat
+        self.z_bits = _bits(prior.likelihood(at, level))
+        return z_hat
+
+    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
+        mean = mean.float()
+        residual = pack(self.y[i], anchor) - mean
+        rounded = round_through(residual)
+        at = residual + torch.rand_like(residual) - 0.5 if self.noisy else rounded
+        self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(at, scale))
+        return rounded + mean
+
+    @property
+    def y_bits(self) -> Tensor:
+        return torch.stack(self.slice_bits).sum(0)
+
+
+def _bits(likelihood: Tensor) -> Tensor:
+    return -likelihood.log2().flatten(1).sum(1)
+
+
+class Write:
+    """Encoding: rounds one picture's latent and hands symbols and table rows to a SymbolEncoder."""
+
+    def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, out: SymbolEncoder):
+        self.y, self.z, self.gaussian, self.out = y.split(slices, 1), z, gaussian, out
+
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
+        median = prior.median[None, :, None, None]
+        symbols = (self.z - median).round()
+        rows = np.repeat(np.arange(prior.channels), symbols.shape[2] * symbols.shape[3])
+        self.out.put_hyper(_to_numpy(symbols), rows)
+        return symbols + median
+
+    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
+        symbols = (pack(self.y[i], anchor) - mean).round()
+        self.out.put_latent(_to_numpy(symbols), _to_numpy(self.gaussian.index(scale)))
+        return symbols + mean
+
+
+class Read:
+    """Decoding: asks a SymbolDecoder for the symbols of one picture, whose z is `z_size` = (height, width)."""
+
+    def __init__(self, z_size: tuple[int, int], gaussian: GaussianPrior, source: SymbolDecoder) -> None:
+        self.z_size, self.gaussian, self.source = z_size, gaussian, source
+
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
+        rows = np.repeat(np.arange(prior.channels), self.z_size[0] * self.z_size[1])
+        symbols = torch.from_numpy(self.source.get_hyper(rows)).to(prior.median)
+        return symbols.view(1, prior.channels, *self.z_size) + prior.median[None, :, None, None]
+
+    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
+        symbols = torch.from_numpy(self.source.get_latent(_to_numpy(self.gaussian.index(scale)))).to(mean)
+        return symbols.view_as(mean) + mean
+
+
+def _to_numpy(x: Tensor) -> np.ndarray:
+    """One picture's symbols or rows, flat, int32, C order (channel, row, column)."""
+    return x.to(torch.int32).cpu().numpy().reshape(-1)

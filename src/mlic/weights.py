@@ -1,0 +1,142 @@
+"""Weights files: safetensors with a model's config, parameters and integer coding tables.
+
+Loading runs no code from the file. The digest a .mlic file carries covers everything that decoding depends on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .config import CONFIGS, ModelConfig
+from .errors import WeightsError
+from .model import CompressionModel, build_model
+from .pictures import write_whole
+from .prior import LevelTable
+from .tables import CodingTables, make_tables
+
+FORMAT = "mlic-weights-1"
+PACKAGED = Path(__file__).parent / "weights"
+SHA256 = {}  # of the packaged files
+
+
+def seal(model: CompressionModel, *, half: bool = False) -> CompressionModel:
+    """Make a model ready for real files, in place: evaluation mode, coding tables, digest.
+
+    `half` first rounds the large tensors to float16, as they will be stored. Priors and gains keep float32.
+    """
+    model.eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, LevelTable):
+            module.fold()
+    if half:
+        for name, parameter in model.named_parameters():
+            if _stored_half(name, parameter):
+                parameter.copy_(parameter.half().float())
+    model.tables = make_tables(model.prior)
+    model.digest = _digest(model.config.to_json(), _tensors(model))
+    return model
+
+
+def save_weights(path: str | Path, model: CompressionModel, *, half: bool = False, notes: dict[str, str] | None = None) -> None:
+    """Seal a model and write it. `notes` go into the metadata: training command, data, results."""
+    seal(model, half=half)
+    tensors = {
+        name: (tensor.half() if half and _stored_half(name, tensor) else tensor).contiguous()
+        for name, tensor in _tensors(model).items()
+    }
+    metadata = {**(notes or {}), "format": FORMAT, "config": model.config.to_json()}
+    write_whole(Path(path), save(tensors, metadata))
+
+
+def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionModel:
+    """Read a file `save_weights` wrote. Raises WeightsError when it is missing, damaged or of another kind."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    try:
+        if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise WeightsError(f"{path} is damaged: its SHA-256 is not the published one; install mlic again")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a safetensors file"
+        raise WeightsError(f"weights {path} cannot be read: {reason}") from None
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"{path} holds no weights of mlic (format {metadata.get('format')!r}, needed {FORMAT!r})")
+    try:
+        config = ModelConfig.from_json(metadata["config"])
+        with torch.device("meta"):
+            model = build_model(config)
+        tables = CodingTables.from_tensors({k: v for k, v in tensors.items() if k.startswith("tables.")})
+        state = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items() if not k.startswith("tables.")}
+        if any(tensor.dtype != torch.float32 for tensor in state.values()):
+            raise ValueError("a parameter is neither float16 nor float32")
+        if len(tables.prior.sizes) != max(1, config.quality_levels) * config.z_channels:
+            raise ValueError("the prior's tables are not one per level and channel")
+        model.load_state_dict(state, assign=True)
+    except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"weights {path} do not fit their config: {reason}") from None
+    model.eval().requires_grad_(False)
+    model.tables = tables
+    model.digest = _digest(metadata["config"], _tensors(model))
+    return model
+
+
+def load_model(name_or_path: str | Path = "fast", *, device: str | torch.device = "cpu") -> CompressionModel:
+    """A model ready to encode and decode, by name ("fast") or from a weights file.
+
+    Raises WeightsError with the remedy when there are no weights.
+
+    >>> load_model("fast").config.name
+    'fast'
+    """
+    return _load_cached(str(name_or_path), str(device))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_cached(name_or_path: str, device: str) -> CompressionModel:
+    path = find_weights(name_or_path) if name_or_path in CONFIGS else Path(name_or_path)
+    if path is None:
+        raise WeightsError(
+            f"no weights for {name_or_path!r} on this machine; give a weights file, or put "
+            f"{name_or_path}.safetensors in a folder named by MLIC_WEIGHTS (made by `mlic weights import`)"
+        )
+    if not path.exists() and path.suffix != ".safetensors":
+        raise WeightsError(f"no model called {name_or_path!r}; there are {', '.join(CONFIGS)}, or give a weights file")
+    packaged = path.parent == PACKAGED
+    return load_weights(path, sha256=SHA256.get(path.name) if packaged else None).to(device)
+
+
+def find_weights(name: str) -> Path | None:
+    """Where the weights of a model lie: folders in the environment variable MLIC_WEIGHTS, then the package."""
+    folders = [Path(f) for f in os.environ.get("MLIC_WEIGHTS", "").split(os.pathsep) if f] + [PACKAGED]
+    return next((p for folder in folders if (p := folder / f"{name}.safetensors").exists()), None)
+
+
+def _stored_half(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim >= 2 and tensor.is_floating_point() and not name.startswith(("prior.", "gains.", "gaussian."))
+
+
+def _tensors(model: CompressionModel) -> dict[str, Tensor]:
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return tensors | model.tables.to_tensors()
+
+
+def _digest(config: str, tensors: dict[str, Tensor]) -> bytes:
+    """Of the config's text as stored, so that fields which later versions add change no digest."""
+    sha = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.numpy().data)
+    return sha.digest()

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+import mlic
+from mlic import demo
+from mlic.demo import Row, comparison_picture, format_table, run_demo
+from mlic.metrics import psnr
+
+CODECS = ["mlic", "JPEG"] + [codec for codec in ("WebP", "AVIF") if features.check(codec.lower())]
+
+
+def smooth_picture(width: int = 192, height: int = 176) -> Image.Image:
+    y, x, c = np.ogrid[:height, :width, :3]
+    waves = np.sin(x / (7 + 2 * c) + y / 23) + np.cos(y / (9 + c)) + ((x - 110) ** 2 + (y - 80) ** 2 < 40**2)
+    return Image.fromarray((waves * 40 + 110).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """JPEG in place of the learned codec, at a fixed subsampling."""
+
+    def encode(image, quality=50, model="fast"):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality, subsampling="4:4:4")
+        return file.getvalue()
+
+    monkeypatch.setattr(mlic, "encode", encode, raising=False)
+    monkeypatch.setattr(mlic, "decode", lambda data, model=None: Image.open(io.BytesIO(data)), raising=False)
+
+
+def jpeg_size(image: Image.Image, quality: int, subsampling: str) -> int:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    return len(file.getvalue())
+
+
+def test_rows():
+    image, said = smooth_picture(), []
+    rows = run_demo(image, qualities=(20, 80), progress=said.append)
+    assert [row.codec for row in rows] == CODECS * 2
+    assert rows[0].setting == "q20 fast"
+    assert rows[0].bytes == len(mlic.encode(image, quality=20))
+    assert rows[0].psnr == psnr(np.asarray(image), np.asarray(mlic.decode(mlic.encode(image, quality=20))))
+    assert rows[len(CODECS)].bytes > rows[0].bytes
+    for row in rows:
+        assert row.bpp == pytest.approx(8 * row.bytes / (192 * 176))
+        assert 15 < row.psnr < 60 and 0.5 < row.ms_ssim < 1 and row.ms_ssim_db > 3
+        assert row.encode_s > 0 and row.decode_s > 0
+    assert sum("quality" in line for line in said) == 2
+
+
+def test_jpeg_row_is_nearest_in_size_and_best_in_psnr():
+    image = smooth_picture()
+    ours, jpeg = run_demo(image, qualities=[35])[:2]
+    quality, subsampling = jpeg.setting[1:].split()
+    assert jpeg.bytes == jpeg_size(image, int(quality), subsampling)
+    nearest = min(abs(jpeg_size(image, q, subsampling) - ours.bytes) for q in range(101))
+    assert abs(jpeg.bytes - ours.bytes) == nearest
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+def test_search_against_brute_force(subsampling):
+    image = smooth_picture()
+    sizes = [jpeg_size(image, quality, subsampling) for quality in range(101)]
+    for target in (1, sizes[0], sizes[30], sizes[60] + 7, (sizes[70] + sizes[71]) // 2, sizes[100], 10**6):
+        quality, data, seconds = demo._nearest_quality(
+            image, "JPEG", {"optimize": True, "subsampling": subsampling}, target
+        )
+        assert len(data) == sizes[quality] and seconds > 0
+        assert abs(len(data) - target) == min(abs(size - target) for size in sizes)
+
+
+def test_an_option_far_from_the_target_does_not_win():
+    image = smooth_picture()
+    coded = demo._code_nearest(image, "JPEG", 1)
+    assert coded.size == min(jpeg_size(image, 0, subsampling) for subsampling in ("4:4:4", "4:2:0"))
+
+
+def test_small_picture_has_no_ms_ssim():
+    rows = run_demo(smooth_picture(200, 100), qualities=[50])
+    assert all(row.ms_ssim is None and row.ms_ssim_db is None for row in rows)
+    assert " - " in format_table(rows)
+
+
+def test_any_mode_and_exif_rotation():
+    image = smooth_picture(60, 40).convert("RGBA")
+    image.getexif()[0x0112] = 6  # shown turned by a quarter
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=image.getexif())
+    turned = Image.open(file)
+    assert demo._rgb(turned).size == (40, 60) and demo._rgb(turned).mode == "RGB"
+    assert len(run_demo(turned, qualities=[50])) == len(CODECS)
+
+
+def test_table():
+    table = format_table(
+        [
+            Row("mlic", "q10 fast", 1000, 0.25, 30.0, 0.95, 13.0103, 0.1, 0.2),
+            Row("JPEG", "q5 4:2:0", 1100, 0.275, 25.125, 0.9, 10.0, 0.001, 0.001),
+            Row("mlic", "q90 fast", 123456, 5.0, 45.0, 0.999, 30.0, 0.1, 0.2),
+        ]
+    ).splitlines()
+    assert table[0].split()[:3] == ["codec", "setting", "bytes"]
+    assert table[2].split() == ["JPEG", "q5", "4:2:0", "1,100", "+10.0%", "0.275", "25.12", "0.90000", "10.00"] + [
+        "0.001"
+    ] * 2
+    assert table[3] == "" and table[4].startswith("mlic") and "123,456" in table[4]
+    assert len({len(line) for line in (table[0], table[1], table[2], table[4])}) == 1
+    assert len(format_table([]).splitlines()[0]) > 20
+
+
+def test_missing_codec_is_noted(monkeypatch):
+    monkeypatch.setattr(demo, "_missing", lambda: ["AVIF"])
+    said = []
+    rows = run_demo(smooth_picture(64, 64), qualities=[50], progress=said.append)
+    assert "AVIF" not in [row.codec for row in rows]
+    assert "AVIF is skipped" in said[0] and "AVIF is skipped" in format_table(rows)
+    four = comparison_picture(smooth_picture(64, 64), quality=50, crop=64)
+    monkeypatch.undo()
+    assert four.width > 4 * 128
+
+
+def test_comparison_picture():
+    image = smooth_picture()
+    picture = comparison_picture(image, quality=40, crop=96, scale=3)
+    assert picture.mode == "RGB"
+    assert picture.width > 96 * 3 * len(CODECS)
+    assert picture.height > 96 * 3
+    left, top, right, bottom = demo._detailed_box(image, 96)
+    assert (right - left, bottom - top) == (96, 96)
+    # The first panel is the original crop with every pixel repeated.
+    pixels, crop = np.asarray(picture), np.asarray(image)[top:bottom, left:right].repeat(3, 0).repeat(3, 1)
+    found = np.argwhere((pixels[:40, :40] != 255).any(2))[0]
+    assert np.array_equal(pixels[found[0] : found[0] + 288, found[1] : found[1] + 288], crop)
+    assert np.array_equal(pixels, np.asarray(comparison_picture(image, quality=40, crop=96, scale=3)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 5), (300, 40)])
+def test_comparison_of_pictures_smaller_than_the_crop(size):
+    picture = comparison_picture(smooth_picture(*size), quality=50)
+    assert picture.height > 2 * size[1]
+    assert demo._detailed_box(smooth_picture(*size), 512) == (0, 0, *size)
+
+
+def test_comparison_errors():
+    with pytest.raises(ValueError, match="crop=0"):
+        comparison_picture(smooth_picture(), quality=50, crop=0)
+
+
+def test_crop_is_where_the_texture_is():
+    pixels = np.full((256, 320, 3), 128, np.uint8)
+    y, x = np.ogrid[:64, :64]
+    pixels[160:224, 208:272] = ((x * x * 31 + y * y * 17 + x * y) % 200)[..., None]
+    left, top, right, bottom = demo._detailed_box(Image.fromarray(pixels), 64)
+    assert (left, top, right, bottom) == (208, 160, 272, 224)
+
+
+def test_torch_is_not_imported_by_the_module():
+    assert "torch" not in vars(demo)
+    assert "torch" not in vars(sys.modules["mlic.metrics"])

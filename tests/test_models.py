@@ -1,0 +1,111 @@
+"""The four models' sizes, and that the driver means the same to every strategy."""
+
+import numpy as np
+import pytest
+import torch
+
+from mlic.checkerboard import keep, pack, unpack
+from mlic.codec import encode_picture, estimate_bytes
+from mlic.config import ANCHOR, CONFIGS, NON_ANCHOR, ModelConfig
+from mlic.container import MlicFile
+from mlic.context import LinearAttention, SoftmaxAttention, WindowContext
+from mlic.model import build_model, count_parameters, kmac_per_pixel
+from mlic.pictures import read_picture
+from mlic.strategies import Estimate
+
+
+@pytest.mark.parametrize(("name", "millions"), [("mlic", 41.9), ("mlic+", 83.5), ("mlic++", 83.5)])
+def test_parameters_of_the_papers_models(name, millions):
+    assert count_parameters(name) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_fast_keeps_its_budget():
+    assert count_parameters("fast") <= 16e6
+    encode_kmac, decode_kmac = kmac_per_pixel("fast")
+    assert encode_kmac <= 100 and decode_kmac <= 100
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_survives_json(name):
+    assert ModelConfig.from_json(CONFIGS[name].to_json()) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x", "unknown": 1}'])
+def test_bad_config_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        ModelConfig.from_json(text)
+
+
+def test_unknown_model_names_the_known():
+    with pytest.raises(ValueError, match="fast"):
+        build_model("slow")
+
+
+def test_checkerboard_halves_make_the_whole():
+    x = torch.randn(2, 3, 5, 8)
+    assert torch.equal(unpack(pack(x, ANCHOR), ANCHOR) + unpack(pack(x, NON_ANCHOR), NON_ANCHOR), x)
+    assert torch.equal(unpack(pack(x, ANCHOR), ANCHOR), keep(x, ANCHOR))
+    assert keep(torch.ones(1, 1, 2, 2), ANCHOR).flatten().tolist() == [0, 1, 1, 0]  # anchor: row + column odd
+
+
+def test_attentions_against_their_formulas():
+    q, k, v = torch.randn(3, 2, 8, 15)  # (B, C, L), two heads of 4
+    for head in range(2):
+        rows = slice(4 * head, 4 * head + 4)
+        scores = (q[:, rows].transpose(1, 2) @ k[:, rows] / 2).softmax(2)
+        torch.testing.assert_close(SoftmaxAttention(2)(q, k, v)[:, rows], (scores @ v[:, rows].transpose(1, 2)).transpose(1, 2))
+        context = k[:, rows].softmax(2) @ v[:, rows].transpose(1, 2)
+        torch.testing.assert_close(LinearAttention(2)(q, k, v)[:, rows], context.transpose(1, 2) @ q[:, rows].softmax(1))
+
+
+def test_window_context_depends_on_near_anchors_only():
+    torch.manual_seed(0)
+    net = WindowContext(8).eval()
+    anchors = keep(torch.randn(1, 8, 12, 12), ANCHOR)
+    before = net(anchors)
+    anchors[0, :, 6, 7] += 1
+    changed = (net(anchors) != before).any(1)[0].nonzero()
+    assert len(changed) and (changed - torch.tensor([6, 7])).abs().max() <= 2
+    assert torch.equal(before, keep(before, NON_ANCHOR))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_nothing_decoded_later_moves_what_came_before(small_models, name):
+    """The order of coding: a slice's parameters may depend on earlier slices and passes alone."""
+    model = small_models[name]
+    config = model.config
+    level = torch.zeros(1) if config.variable_rate else None
+    y = 4 * torch.randn(1, config.latent_channels, 8, 8)
+    z = torch.zeros(1, config.z_channels, 2, 2)
+
+    def parameters(latent):
+        seen = []
+
+        class Spy(Estimate):
+            def latent(self, i, anchor, mean, scale):
+                seen.append(torch.cat([mean, scale], 1))
+                return super().latent(i, anchor, mean, scale)
+
+        model.code(Spy(latent, z, config.slices, model.gaussian, noisy=False), level)
+        return seen
+
+    base, last = parameters(y), y.clone()
+    first_of_last = config.latent_channels - config.slices[-1]
+    last[:, first_of_last:] = keep(y[:, first_of_last:], ANCHOR) + 9 * keep(torch.ones_like(y[:, first_of_last:]), NON_ANCHOR)
+    assert all(torch.equal(a, b) for a, b in zip(base, parameters(last)))
+    first = y.clone()
+    first[:, : config.slices[0]] += 5
+    moved = [not torch.equal(a, b) for a, b in zip(base, parameters(first))]
+    assert moved[0] is False and all(moved[1:])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_file_size_is_the_estimate(small_models, name):
+    """Real bytes against the model's estimate, on a picture large enough for headers not to count."""
+    model = small_models[name]
+    pixels = np.random.default_rng(0).integers(0, 256, (192, 256, 3)).astype(np.uint8)
+    picture = read_picture(pixels)
+    data = encode_picture(model, picture, 60 if model.config.variable_rate else None).data
+    escapes = len(MlicFile.from_bytes(data).escapes)
+    assert len(data) - escapes <= 1.01 * estimate_bytes(model, picture, 60 if model.config.variable_rate else None) + 64
