@@ -138,14 +138,14 @@ def models(as_json: bool) -> None:
 
     rows = []
     for name, config in CONFIGS.items():
-        encode_kmac, decode_kmac = kmac_per_pixel(config)
+        kmac = kmac_per_pixel(config)
         path = find_weights(name)
         rows.append(
             {
                 "model": name,
                 "parameters_millions": round(count_parameters(config) / 1e6, 1),
-                "kmac_per_pixel_encode": round(encode_kmac),
-                "kmac_per_pixel_decode": round(decode_kmac),
+                "kmac_per_pixel_encode": round(kmac.encode),
+                "kmac_per_pixel_decode": round(kmac.decode),
                 "rates": config.quality_levels or 1,
                 "weights": str(path) if path else None,
             }
@@ -213,46 +213,6 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
         _fail(image, error)
         sys.exit(1)
     click.echo(f"\nCrops side by side: {output}")
-
-
-@main.command()
-@click.option("--model", default="fast", show_default=True, metavar="NAME", help="fast, mlic, mlic+ or mlic++.")
-@click.option("--data", multiple=True, required=True, type=click.Path(exists=True, file_okay=False), help="May be repeated.")
-@click.option("--steps", type=click.IntRange(1), help="Length of the run in steps, or ...")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="... in minutes. The schedule fits itself to it.")
-@click.option("--lmbda", type=click.FloatRange(0, min_open=True), help="Rate-distortion trade-off of a single-rate model.")
-@click.option("--out", default="runs/model", show_default=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--batch", default=4, show_default=True, type=click.IntRange(1))
-@click.option("--crop", default=256, show_default=True, type=click.IntRange(64))
-@click.option("--lr", default=4e-4, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--decay", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Share of the run.")
-@click.option("--seed", default=0, show_default=True, type=int)
-@device_option
-@threads_option
-def train(model, data, steps, minutes, lmbda, out, batch, crop, lr, decay, seed, device, threads) -> None:
-    """Train a model and write its weights to OUT/MODEL.safetensors. A run already in OUT is continued."""
-    if crop % 64:
-        raise click.UsageError("--crop must be a multiple of 64")
-    if any(value is not None and math.isnan(value) for value in (minutes, lmbda, lr, decay)):
-        raise click.UsageError("nan is not a setting")
-    from .train import TrainConfig
-    from .train import train as run
-    from .weights import save_weights
-
-    settings = TrainConfig(
-        model=model, data=data, out=str(out), steps=steps, minutes=minutes, lmbda=lmbda, batch=batch, crop=crop, lr=lr,
-        decay=decay, seed=seed, threads=threads,
-    )  # fmt: skip
-    try:
-        trained = run(settings, device=_device(device))
-        target = out / f"{model}.safetensors"
-        save_weights(target, trained.cpu(), half=True, notes={"training": repr(settings)})
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    except OSError as error:
-        _fail(out, error)
-        sys.exit(1)
-    click.echo(f"{target}: weights {trained.digest[:8].hex()}")
 
 
 def _load(model: str, device: str, threads: int | None):
@@ -382,3 +342,6 @@ def _tune_malloc() -> None:
             libc.mallopt(parameter, value)
     except (OSError, AttributeError):
         pass
+
+
+from . import cli_train  # noqa: E402, F401  (adds its command to `main`)

@@ -1,8 +1,10 @@
-"""Training pictures: decoded once into memory as uint8, cropped on the device that trains."""
+"""Training pictures: decoded once into one uint8 tensor on the device that trains, and cropped there."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,41 +16,67 @@ from tqdm import tqdm
 EXTENSIONS = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def find_pictures(folders: list[str | Path]) -> list[Path]:
+def find_pictures(folders: Iterable[str | Path]) -> list[Path]:
     """All picture files under the folders, sorted by path."""
     return sorted(p for folder in folders for p in Path(folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
 
 
-def load_pictures(folders: list[str | Path], *, smallest: int, device: torch.device | str = "cpu") -> list[Tensor]:
-    """Decode every picture to a (3, H, W) uint8 tensor. Unreadable ones and those with a side below `smallest` pixels
-    are reported on stderr and left out. Raises ValueError when none is left.
+def read_rgb(path: Path) -> np.ndarray | None:
+    """(H, W, 3) uint8, or None with a word on stderr."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        print(f"left out {path}: {error}", file=sys.stderr)
+        return None
+
+
+class PictureBank:
+    """Pictures one after another in a flat uint8 tensor, each (3, H, W), with where each begins and its size.
+
+    Unreadable pictures and those with a side below `smallest` pixels are reported on stderr and left out. Raises
+    ValueError when none is left.
     """
-    pictures, paths = [], find_pictures(folders)
-    for path in tqdm(paths, desc="decode", unit="picture", disable=None):
-        try:
-            with Image.open(path) as image:
-                array = np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            print(f"left out {path}: {error}", file=sys.stderr)
-            continue
-        if min(array.shape[:2]) < smallest:
-            print(f"left out {path}: {array.shape[1]}x{array.shape[0]} is below {smallest} pixels", file=sys.stderr)
-            continue
-        pictures.append(torch.from_numpy(array).permute(2, 0, 1).contiguous().to(device))
-    if not pictures:
-        raise ValueError(f"no picture to train on in {', '.join(map(str, folders))}")
-    return pictures
 
+    def __init__(self, folders: Iterable[str | Path], *, smallest: int, device: torch.device | str = "cpu") -> None:
+        folders, flat, sizes = list(folders), [], []
+        paths = find_pictures(folders)
+        with ThreadPoolExecutor() as pool:
+            for path, array in zip(paths, tqdm(pool.map(read_rgb, paths), "decode", len(paths), disable=None)):
+                if array is None:
+                    continue
+                if min(array.shape[:2]) < smallest:
+                    size = f"{array.shape[1]}x{array.shape[0]}"
+                    print(f"left out {path}: {size} is below {smallest} pixels", file=sys.stderr)
+                    continue
+                flat.append(torch.from_numpy(array).permute(2, 0, 1).flatten().to(device))
+                sizes.append(array.shape[:2])
+        if not flat:
+            raise ValueError(f"no picture to train on in {', '.join(map(str, folders))}")
+        self.pixels = torch.cat(flat)
+        self.height, self.width = torch.tensor(sizes, device=device).T
+        self.start = torch.cumsum(3 * self.height * self.width, 0) - 3 * self.height * self.width
 
-def random_crops(pictures: list[Tensor], batch: int, size: int, generator: torch.Generator) -> Tensor:
-    """(batch, 3, size, size) float32 in 0..1: random pictures, places and mirrorings, from a CPU generator."""
-    draws = torch.rand(batch, 5, generator=generator).tolist()
-    crops = []
-    for pick, at_row, at_column, flip, turn in draws:
-        picture = pictures[int(pick * len(pictures))]
-        row = int(at_row * (picture.shape[1] - size + 1))
-        column = int(at_column * (picture.shape[2] - size + 1))
-        crop = picture[:, row : row + size, column : column + size]
-        crop = crop.flip(2) if flip < 0.5 else crop
-        crops.append(crop.transpose(1, 2) if turn < 0.5 else crop)
-    return torch.stack(crops).float() / 255
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def picture(self, index: int) -> Tensor:
+        """(3, H, W) uint8."""
+        height, width, start = int(self.height[index]), int(self.width[index]), int(self.start[index])
+        return self.pixels[start : start + 3 * height * width].view(3, height, width)
+
+    def crops(self, batch: int, size: int) -> Tensor:
+        """(batch, 3, size, size) float32 in 0..1: random pictures, places, mirrorings and turns, without a host sync."""
+        device = self.pixels.device
+        pick, row, column, mirror, turn = torch.rand(5, batch, device=device)
+        pick = (pick * len(self)).long()
+        height, width, start = self.height[pick], self.width[pick], self.start[pick]
+        row, column = (row * (height - size + 1)).long(), (column * (width - size + 1)).long()
+        down, across = torch.arange(size, device=device)[:, None], torch.arange(size, device=device)
+        turn, mirror = (turn < 0.5)[:, None, None], (mirror < 0.5)[:, None, None]
+        i, j = torch.where(turn, across, down), torch.where(turn, down, across)  # (batch, size, size)
+        j = torch.where(mirror, size - 1 - j, j)
+        place = (row[:, None, None] + i) * width[:, None, None] + column[:, None, None] + j
+        plane = (height * width)[:, None] * torch.arange(3, device=device)
+        index = (start[:, None] + plane)[:, :, None, None] + place[:, None]
+        return self.pixels[index].float() / 255

@@ -19,3 +19,7 @@ class WeightsError(MlicError):
 
 class PictureError(MlicError):
     """The picture cannot be read, or is not one this codec can code."""
+
+
+class ResultsError(MlicError):
+    """A results file cannot be read, is of another version, or does not fit what was asked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -119,8 +119,24 @@ def count_parameters(config: str | ModelConfig) -> int:
         return sum(p.numel() for p in build_model(config).parameters())
 
 
-def kmac_per_pixel(config: str | ModelConfig, size: tuple[int, int] = (512, 768)) -> tuple[float, float]:
-    """Thousands of multiply-accumulates per picture pixel to encode and to decode, counted on a `size` picture."""
+class Kmac(NamedTuple):
+    """Thousands of multiply-accumulates per picture pixel, by part: g_a and h_a; h_s and entropy model; g_s."""
+
+    analysis: float
+    coding: float
+    synthesis: float
+
+    @property
+    def encode(self) -> float:
+        return self.analysis + self.coding
+
+    @property
+    def decode(self) -> float:
+        return self.coding + self.synthesis
+
+
+def kmac_per_pixel(config: str | ModelConfig, size: tuple[int, int] = (512, 768)) -> Kmac:
+    """What a model computes for each pixel of a picture of `size` = (height, width), counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
     height, width = size
@@ -136,5 +152,5 @@ def kmac_per_pixel(config: str | ModelConfig, size: tuple[int, int] = (512, 768)
         y = model.analyse(x, level)
         estimate = Estimate(y, model.h_a(y), model.config.slices, model.gaussian, noisy=False)
         analysis = count(lambda: model.analyse(x, level)) + count(lambda: model.h_a(y))
-        shared = count(lambda: model.code(estimate, level))
-        return analysis + shared, shared + count(lambda: model.synthesise(y, level))
+        coding = count(lambda: model.code(estimate, level))
+        return Kmac(analysis, coding, count(lambda: model.synthesise(y, level)))

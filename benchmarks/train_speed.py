@@ -1,0 +1,72 @@
+"""Pixels per second of a training step, and what share of the device's matrix-product peak that is.
+
+    python benchmarks/train_speed.py --data PHOTOS --batch 32 --crop 256 --device cuda
+
+The peak is measured here, on a large bfloat16 matrix product. A step is counted as three times the forward pass's
+multiply-accumulates (forward, and backward to activations and to weights).
+"""
+
+from __future__ import annotations
+
+import time
+
+import click
+import torch
+
+from mlic.model import kmac_per_pixel
+from mlic.train import TrainConfig, Trainer
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_peak(device: str, size: int) -> float:
+    """FLOP/s of a size x size x size bfloat16 product, best of five runs of ten."""
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    best = 0.0
+    for _ in range(6):
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        synchronise(device)
+        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+@click.command()
+@click.option("--data", multiple=True, required=True, type=click.Path(exists=True))
+@click.option("--model", default="fast", show_default=True)
+@click.option("--batch", "batches", multiple=True, default=(4,), show_default=True, help="May be repeated.")
+@click.option("--crop", default=256, show_default=True)
+@click.option("--steps", default=20, show_default=True, help="Timed steps, after six others.")
+@click.option("--compile", "compiled", is_flag=True)
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+@click.option("--threads", type=int)
+def main(data, model, batches, crop, steps, compiled, device, threads) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    peak = matmul_peak(device, 8192 if device == "cuda" else 2048)
+    forward = 2 * 1000 * sum(kmac_per_pixel(model, (crop, crop)))  # FLOPs a pixel
+    print(f"bf16 matmul peak {peak / 1e12:.2f} TFLOP/s")
+    for batch in batches:
+        lmbda = None if model == "fast" else 0.013
+        config = TrainConfig(model=model, data=data, out="", steps=1, lmbda=lmbda, batch=batch, crop=crop, compiled=compiled)
+        trainer = Trainer(config, device=device)
+        for _ in range(6):
+            trainer.step(0.5)
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            trainer.step(0.5)
+        synchronise(device)
+        seconds = (time.perf_counter() - started) / steps
+        pixels = batch * crop**2 / seconds
+        print(f"{model} batch {batch} crop {crop}: {pixels / 1e6:.3f} Mpx/s, {1000 * seconds:.1f} ms a step, ", end="")
+        print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak; {trainer.read_measures(steps + 6)}")
+
+
+if __name__ == "__main__":
+    main()

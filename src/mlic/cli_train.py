@@ -1,0 +1,66 @@
+"""The `mlic train` command."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from .cli import _device, _fail, device_option, main, threads_option
+
+POSITIVE = click.FloatRange(0, min_open=True)
+FOLDER = click.Path(exists=True, file_okay=False)
+
+
+@main.command()
+@click.option("--model", default="fast", show_default=True, type=click.Choice(["fast", "mlic", "mlic+", "mlic++"]))
+@click.option("--data", multiple=True, required=True, type=FOLDER, help="Folder of pictures. May be repeated.")
+@click.option("--val", multiple=True, type=FOLDER, help="Pictures to measure on at the end.")
+@click.option("--steps", type=click.IntRange(1), help="Length of the run in steps, or ...")
+@click.option("--minutes", type=POSITIVE, help="... in minutes. The schedule fits itself to it.")
+@click.option("--resume", is_flag=True, help="Go on with the run in OUT, also into a longer one.")
+@click.option("--lmbda", type=POSITIVE, help="Rate-distortion trade-off of a single-rate model.")
+@click.option("--metric", default="mse", show_default=True, type=click.Choice(["mse", "ms-ssim"]))
+@click.option("--out", default="runs/model", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Crops a step (in each process).")
+@click.option("--crop", default=256, show_default=True, type=click.IntRange(64), help="Pixels a side.")
+@click.option("--lr", default=4e-4, show_default=True, type=POSITIVE)
+@click.option("--decay", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Share of the run.")
+@click.option("--save-every", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds.")
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@device_option
+@threads_option
+def train(data, val, out, device, resume, **settings) -> None:
+    """Train a model and write its weights to OUT/MODEL.safetensors.
+
+    \b
+    mlic train --data photos --minutes 60 --out runs/fast
+    torchrun --nproc-per-node 4 -m mlic train --data photos --steps 100000
+    """
+    numbers = [value for value in settings.values() if isinstance(value, float)]
+    if any(math.isnan(value) for value in numbers):
+        raise click.UsageError("nan is not a setting")
+    from .train import TrainConfig
+    from .train import train as run
+    from .weights import save_weights
+
+    if (out / "checkpoint.pt").exists() and not resume:
+        raise click.UsageError(f"there is a run in {out}: --resume goes on with it, another --out begins anew")
+    if resume and not (out / "checkpoint.pt").exists():
+        raise click.UsageError(f"there is no run in {out} to go on with")
+    target = out / f"{settings['model']}.safetensors"
+    try:
+        config = TrainConfig(data=data, val=val, out=str(out), **settings)
+        trained = run(config, device=_device(device))
+        if int(os.environ.get("RANK", 0)) == 0:
+            save_weights(target, trained.cpu(), half=True, notes={"training": repr(config)})
+            click.echo(f"{target}: weights {trained.digest[:8].hex()}")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        _fail(out, error)
+        sys.exit(1)
