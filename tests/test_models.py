@@ -1,5 +1,8 @@
 """The four models' sizes, and that the driver means the same to every strategy."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +112,14 @@ def test_file_size_is_the_estimate(small_models, name):
     data = encode_picture(model, picture, 60 if model.config.variable_rate else None).data
     escapes = len(MlicFile.from_bytes(data).escapes)
     assert len(data) - escapes <= 1.01 * estimate_bytes(model, picture, 60 if model.config.variable_rate else None) + 64
+
+
+def test_softmax_attention_needs_memory_in_proportion_to_length():
+    """In a process of its own: 16,384 positions would need 1 GiB for each head's scores."""
+    code = (
+        "import resource, torch; from mlic.context import SoftmaxAttention; torch.set_num_threads(1)\n"
+        "with torch.inference_mode(): SoftmaxAttention(2)(*torch.randn(3, 1, 8, 16384))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    used = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(used) < 1024  # MiB, torch included

@@ -1,5 +1,7 @@
 """A picture in, a file out, the same reconstruction back: all models, odd sizes, grey, monotone quality."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,3 +83,10 @@ def test_a_decoder_that_went_astray_says_so(small_models, photo):
     other.h_s[-1].bias += 0.05
     with pytest.raises(mlic.DamagedFile, match="astray"):
         mlic.decode(data, model=other)
+
+
+def test_a_picture_too_large_for_its_bytes_is_refused_before_memory_is_taken(small_models, photo):
+    file = MlicFile.from_bytes(mlic.encode(photo, model=small_models["fast"], quality=10))
+    huge = dataclasses.replace(file, width=1 << 13, height=1 << 14)
+    with pytest.raises(mlic.DamagedFile, match="too few for 8192x16384"):
+        mlic.decode(huge.to_bytes(), model=small_models["fast"])

@@ -122,6 +122,9 @@ def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
     level = _level(model, file.quality)
     z_size = (math.ceil(file.height / STRIDE), math.ceil(file.width / STRIDE))
     prior_row = _prior_row(model, file.quality)
+    # before anything as large as the picture is allocated: can so few bytes hold as much as z?
+    if 8 * len(file.stream) + 64 < z_size[0] * z_size[1] * model.tables.prior.least_bits(prior_row, model.config.z_channels):
+        raise DamagedFile(f"{len(file.stream)} bytes are too few for {file.width}x{file.height} pixels")
     source = SymbolDecoder(model.tables, file.stream, file.escapes, file.checksum, prior_row)
     y_hat = model.code(Read(z_size, model.gaussian, source), level)
     source.finish()

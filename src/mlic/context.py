@@ -33,7 +33,8 @@ class SoftmaxAttention(nn.Module):
         self.heads = heads
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(1, (self.heads, -1)).transpose(2, 3) for x in (query, key, value))  # (B, h, L, d)
+        # (B, h, L, d), contiguous: torch's fused kernel asks for it, and the plain one needs O(L^2) memory
+        q, k, v = (x.unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous() for x in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)
 
 

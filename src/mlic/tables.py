@@ -48,6 +48,12 @@ class TableSet:
         start = int(self.sizes[:index].sum(dtype=np.int64))
         return self.frequencies[start : start + int(self.sizes[index])]
 
+    def least_bits(self, first: int, count: int) -> float:
+        """Bits of one symbol in each of `count` rows, were all of them the likeliest."""
+        starts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+        likeliest = np.maximum.reduceat(self.frequencies, starts)[first : first + count]
+        return float((PRECISION - np.log2(likeliest)).sum())
+
     @classmethod
     def from_rows(cls, rows: list[np.ndarray], first: list[int]) -> TableSet:
         sizes = np.array([len(row) for row in rows], np.int32)
