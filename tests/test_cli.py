@@ -248,6 +248,16 @@ def test_info(coded, small_models):
     assert [line.split()[0] for line in text.splitlines()] == list(facts)
 
 
+def test_float_is_marked_and_decodes_with_a_word(coded):
+    succeed("encode", "--float", "a.png", "-o", "float.mlic")
+    kinds = {name: json.loads(succeed("info", "--json", name).stdout)["arithmetic"] for name in ("a.mlic", "float.mlic")}
+    assert kinds == {"a.mlic": "exact", "float.mlic": "float"}
+    result = run("decode", "float.mlic", "-o", "float.png")
+    assert result.exit_code == 0 and Path("float.png").exists()
+    assert "float.mlic: note: coded with --float" in result.stderr
+    assert succeed("decode", "a.mlic", "-o", "exact.png").stderr == ""
+
+
 def test_info_needs_no_weights(coded, monkeypatch):
     monkeypatch.setattr(weights, "load_model", None)
     monkeypatch.setattr(codec, "load_model", None)
@@ -260,7 +270,7 @@ def test_models(weights_folder, monkeypatch):
     assert rows["fast"]["weights"] == str(weights_folder / "fast.safetensors")
     assert rows["fast"]["rates"] > 1 == rows["mlic++"]["rates"]
     assert all(row["kmac_per_pixel_decode"] > 0 and row["parameters_millions"] > 1 for row in rows.values())
-    monkeypatch.setattr(mlic.model, "kmac_per_pixel", lambda config: (2.4, 1.2))  # slow to count
+    monkeypatch.setattr(mlic.model, "kmac_per_pixel", lambda config: mlic.model.Kmac(1.2, 1.2, 0.0))  # slow to count
     table = succeed("models").stdout.splitlines()
     assert [line.split()[0] for line in table] == ["model", *rows]
     assert table[1].endswith("fast.safetensors")
@@ -412,19 +422,19 @@ def test_decode_to_what_is_no_picture_type(coded, name, why):
 def test_not_enough_memory(monkeypatch):
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")):
 
-        def fail(*_, error=error):
+        def fail(*_, error=error, **__):
             raise error
 
         monkeypatch.setattr(codec, "encode_picture", fail)
         assert refused("encode", "a.png") == "mlic: a.png: not enough memory for this picture\n"
-    monkeypatch.setattr(codec, "encode_picture", lambda *_: 1 / 0)
+    monkeypatch.setattr(codec, "encode_picture", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a bug is not dressed up as bad input
         run("encode", "a.png")
 
 
 @pytest.mark.parametrize("where", ["encode_picture", "replace"])
 def test_ctrl_c_leaves_nothing(monkeypatch, where):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(codec if where == "encode_picture" else os, where, interrupt)

@@ -10,13 +10,14 @@ import zlib
 import numpy as np
 import pytest
 
-from mlic.container import MAX_ANCILLARY, NO_QUALITY, RGB, SIGNATURE, MlicFile
+from mlic.container import EXACT, MAX_ANCILLARY, NO_QUALITY, RGB, SIGNATURE, MlicFile
 from mlic.errors import DamagedFile, PictureError, UnsupportedFile, WeightsError
 
 FILE = MlicFile(
     width=300,
     height=200,
     colour=RGB,
+    arithmetic=EXACT,
     quality=8064,
     model="fast",
     digest=bytes(range(8)),
@@ -32,9 +33,9 @@ def chunk(kind: bytes, payload: bytes) -> bytes:
     return kind + len(payload).to_bytes(4, "little") + payload + crc
 
 
-def head(width=300, height=200, colour=1, quality=8064, name=b"fast", digest=bytes(range(8)), length=None) -> bytes:
+def head(width=300, height=200, colour=1, arithmetic=1, quality=8064, name=b"fast", digest=bytes(range(8)), length=None) -> bytes:
     length = len(name) if length is None else length
-    return chunk(b"HEAD", struct.pack("<IIBHB", width, height, colour, quality, length) + name + digest)
+    return chunk(b"HEAD", struct.pack("<IIBBHB", width, height, colour, arithmetic, quality, length) + name + digest)
 
 
 def data(escapes=b"\x05\x80\x01", stream=b"eight by", length=None) -> bytes:
@@ -50,10 +51,10 @@ def test_bytes_of_a_file():
     """The layout of docs/format.md, spelled out."""
     content = FILE.to_bytes()
     assert content == START + head() + data()
-    assert content[:14] == b"\x93MLIC\x01HEAD\x18\0\0\0"
-    assert content[14:38] == b"\x2c\1\0\0\xc8\0\0\0\1\x80\x1f\4fast\0\1\2\3\4\5\6\7"
-    assert content[42:61] == b"DATA\x13\0\0\0\x78\x56\x34\x12\3\0\0\0\x05\x80\x01"
-    assert content[61:69] == b"eight by"
+    assert content[:14] == b"\x93MLIC\x01HEAD\x19\0\0\0"
+    assert content[14:39] == b"\x2c\1\0\0\xc8\0\0\0\1\1\x80\x1f\4fast\0\1\2\3\4\5\6\7"
+    assert content[43:62] == b"DATA\x13\0\0\0\x78\x56\x34\x12\3\0\0\0\x05\x80\x01"
+    assert content[62:70] == b"eight by"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,7 @@ UNSUPPORTED = {
     "product-wraps-32-bits": head(width=65536, height=65536) + data(),
     "colour-2": head(colour=2) + data(),
     "colour-255": head(colour=255) + data(),
+    "arithmetic-2": head(arithmetic=2) + data(),
 }
 
 

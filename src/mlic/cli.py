@@ -50,8 +50,9 @@ def main() -> None:
 @click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Model name or weights file.")
 @device_option
 @threads_option
+@click.option("--float", "floating", is_flag=True, help="Faster; the file decodes only on the same kind of machine.")
 @force_option
-def encode(inputs, output, quality, model, device, threads, force) -> None:
+def encode(inputs, output, quality, model, device, threads, floating, force) -> None:
     """Encode pictures to .mlic files, beside the inputs unless -o says otherwise."""
 
     def run(data: bytes, source: Path, _target: Path) -> bytes:
@@ -61,7 +62,7 @@ def encode(inputs, output, quality, model, device, threads, force) -> None:
         picture = read_picture(io.BytesIO(data))
         for note in picture.notes:
             _say(source, f"note: {note}")
-        return encode_picture(network, picture, quality).data
+        return encode_picture(network, picture, quality, exact=not floating).data
 
     if quality is not None and math.isnan(quality):  # FloatRange lets it through
         raise click.UsageError("-q must be a number from 1 to 100")
@@ -84,12 +85,14 @@ def decode(inputs, output, model, device, threads, force) -> None:
     _set_threads(threads)
     device = _device(device)
 
-    def run(data: bytes, _source: Path, target: Path) -> bytes:
+    def run(data: bytes, source: Path, target: Path) -> bytes:
         from .codec import decode_picture, model_for
-        from .container import GREY, MlicFile
+        from .container import FLOAT, GREY, MlicFile
         from .pictures import picture_bytes, to_pillow
 
         file = MlicFile.from_bytes(data)
+        if file.arithmetic == FLOAT:
+            _say(source, "note: coded with --float, which decodes only on the kind of machine that wrote it")
         pixels = decode_picture(model_for(file, model, device), file)
         extension = ".png" if str(target) == "-" else target.suffix
         return picture_bytes(to_pillow(pixels, grey=file.colour == GREY, icc=file.icc), extension)
@@ -102,7 +105,7 @@ def decode(inputs, output, model, device, threads, force) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(file: Path, as_json: bool) -> None:
     """What a .mlic file says of itself. Needs no weights."""
-    from .container import GREY, NO_QUALITY, MlicFile
+    from .container import EXACT, GREY, NO_QUALITY, MlicFile
 
     try:
         data = _read(file)
@@ -114,6 +117,7 @@ def info(file: Path, as_json: bool) -> None:
         "width": content.width,
         "height": content.height,
         "colour": "grey" if content.colour == GREY else "rgb",
+        "arithmetic": "exact" if content.arithmetic == EXACT else "float",
         "model": content.model,
         "weights": content.digest.hex(),
         "quality_level": None if content.quality == NO_QUALITY else content.quality / 256,
@@ -344,4 +348,4 @@ def _tune_malloc() -> None:
         pass
 
 
-from . import cli_train  # noqa: E402, F401  (adds its command to `main`)
+from . import cli_measure, cli_train  # noqa: E402, F401  (they add their commands to `main`)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .coder import SymbolDecoder, SymbolEncoder
 from .config import CONFIGS
-from .container import DIGEST_BYTES, GREY, MAX_PIXELS, MAX_SIDE, NO_QUALITY, RGB, MlicFile
+from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, MAX_PIXELS, MAX_SIDE, NO_QUALITY, RGB, MlicFile
 from .errors import DamagedFile, PictureError, UnsupportedFile, WeightsError
+from .exact import exact_twin
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture, to_pillow
 from .strategies import Estimate, Read, Write
@@ -42,10 +43,17 @@ def quality_to_code(quality: float, levels: int) -> int:
     return round((quality - 1) / 99 * (levels - 1) * 256)
 
 
-def encode(image: PictureSource, quality: float | None = None, model: str | CompressionModel = "fast") -> bytes:
+def encode(
+    image: PictureSource,
+    quality: float | None = None,
+    model: str | CompressionModel = "fast",
+    *,
+    exact: bool = True,
+) -> bytes:
     """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 array, a path or a binary file.
 
-    `quality` 1..100 (default 50) is for models with a variable rate; giving it to another one is a ValueError.
+    With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
+    comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another one is a ValueError.
     `model` is a name, a weights file or a loaded model. Raises PictureError or WeightsError.
 
     >>> data = encode(np.zeros((20, 30, 3), np.uint8), quality=30)
@@ -53,7 +61,7 @@ def encode(image: PictureSource, quality: float | None = None, model: str | Comp
     (30, 20)
     """
     network = load_model(model) if isinstance(model, str) else model
-    return encode_picture(network, read_picture(image), quality).data
+    return encode_picture(network, read_picture(image), quality, exact=exact).data
 
 
 def decode(data: bytes, model: str | CompressionModel | None = None) -> Image.Image:
@@ -83,7 +91,9 @@ def model_for(file: MlicFile, model: str | CompressionModel | None = None, devic
 
 
 @torch.inference_mode()
-def encode_picture(model: CompressionModel, picture: Picture, quality: float | None = None) -> Encoded:
+def encode_picture(
+    model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True
+) -> Encoded:
     height, width = picture.pixels.shape[:2]
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         raise PictureError(f"{width}x{height} pixels are too many: at most {MAX_PIXELS >> 20} Mi, {MAX_SIDE} a side")
@@ -95,12 +105,13 @@ def encode_picture(model: CompressionModel, picture: Picture, quality: float | N
     if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
         raise WeightsError("the network's output is not finite: are the weights damaged?")
     symbols = SymbolEncoder(model.tables, _prior_row(model, code))
-    y_hat = model.code(Write(y, z, model.config.slices, model.gaussian, symbols), level)
+    y_hat = _arithmetic(model, exact).code(Write(y, z, model.config.slices, model.gaussian, symbols), level)
     stream, escapes, checksum = symbols.finish()
     file = MlicFile(
         width=width,
         height=height,
         colour=GREY if picture.grey else RGB,
+        arithmetic=EXACT if exact else FLOAT,
         quality=code,
         model=model.config.name,
         digest=model.digest[:DIGEST_BYTES],
@@ -126,20 +137,31 @@ def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
     if 8 * len(file.stream) + 64 < z_size[0] * z_size[1] * model.tables.prior.least_bits(prior_row, model.config.z_channels):
         raise DamagedFile(f"{len(file.stream)} bytes are too few for {file.width}x{file.height} pixels")
     source = SymbolDecoder(model.tables, file.stream, file.escapes, file.checksum, prior_row)
-    y_hat = model.code(Read(z_size, model.gaussian, source), level)
+    y_hat = _arithmetic(model, file.arithmetic == EXACT).code(Read(z_size, model.gaussian, source), level)
     source.finish()
     return _to_pixels(model.synthesise(y_hat, level), file.height, file.width)
 
 
 @torch.inference_mode()
-def estimate_bytes(model: CompressionModel, picture: Picture, quality: float | None = None) -> float:
+def estimate_bytes(
+    model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True
+) -> float:
     """The model's own estimate of a file's size, before tables, headers and rounding to bytes."""
     level = _level(model, _quality_code(model, quality))
     x = _to_tensor(model, picture.pixels)
     y = model.analyse(x, level)
     estimate = Estimate(y, model.h_a(y), model.config.slices, model.gaussian, noisy=False)
-    model.code(estimate, level)
+    _arithmetic(model, exact).code(estimate, level)
     return float(estimate.y_bits + estimate.z_bits) / 8
+
+
+def _arithmetic(model: CompressionModel, exact: bool) -> CompressionModel:
+    if not exact:
+        return model
+    try:
+        return exact_twin(model)
+    except ValueError as error:
+        raise WeightsError(f"{error}; only float arithmetic is possible with them") from None
 
 
 def _quality_code(model: CompressionModel, quality: float | None) -> int:

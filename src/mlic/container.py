@@ -15,12 +15,13 @@ SIGNATURE = b"\x93MLIC"
 VERSION = 1
 NO_QUALITY = 0xFFFF
 GREY, RGB = 0, 1
+FLOAT, EXACT = 0, 1  # arithmetic of everything that decides a table row
 MAX_SIDE = 1 << 16
 MAX_PIXELS = 1 << 27
 MAX_ANCILLARY = 1 << 26
 MAX_NAME = 255  # bytes
 
-_HEAD = struct.Struct("<IIBHB")  # width, height, colour, quality, length of the model's name
+_HEAD = struct.Struct("<IIBBHB")  # width, height, colour, arithmetic, quality, length of the model's name
 _DATA = struct.Struct("<II")  # CRC-32 of the symbols, bytes of escapes
 DIGEST_BYTES = 8
 
@@ -32,6 +33,7 @@ class MlicFile:
     width: int
     height: int
     colour: int  # GREY or RGB, 8 bits each
+    arithmetic: int  # FLOAT or EXACT
     quality: int
     model: str
     digest: bytes  # first 8 bytes of the SHA-256 of the model's weights
@@ -46,7 +48,7 @@ class MlicFile:
             raise WeightsError(f"the model's name must be printable, at most {MAX_NAME} bytes: {self.model[:40]!r}")
         if self.icc and len(self.icc) > MAX_ANCILLARY:
             raise PictureError(f"the colour profile is larger than {MAX_ANCILLARY >> 20} MiB")
-        head = _HEAD.pack(self.width, self.height, self.colour, self.quality, len(name)) + name + self.digest
+        head = _HEAD.pack(self.width, self.height, self.colour, self.arithmetic, self.quality, len(name)) + name + self.digest
         parts = [SIGNATURE, bytes([VERSION]), _chunk(b"HEAD", head)]
         if self.icc:
             parts.append(_chunk(b"iccp", zlib.compress(self.icc, 9)))
@@ -69,7 +71,7 @@ class MlicFile:
         head, payload = chunks["HEAD"], chunks["DATA"]
         if len(head) < _HEAD.size:
             raise DamagedFile("the header is too short")
-        width, height, colour, quality, name_bytes = _HEAD.unpack_from(head)
+        width, height, colour, arithmetic, quality, name_bytes = _HEAD.unpack_from(head)
         if len(head) != _HEAD.size + name_bytes + DIGEST_BYTES:
             raise DamagedFile("the header's length does not fit its content")
         if not (width and height):
@@ -78,6 +80,8 @@ class MlicFile:
             raise UnsupportedFile(f"{width}x{height} pixels; this mlic reads up to {MAX_PIXELS >> 20} Mi, {MAX_SIDE} a side")
         if colour not in (GREY, RGB):
             raise UnsupportedFile(f"colour type {colour}; this mlic reads {GREY} (grey) and {RGB} (RGB)")
+        if arithmetic not in (FLOAT, EXACT):
+            raise UnsupportedFile(f"arithmetic {arithmetic}, which this mlic does not know: try a newer one")
         try:
             model = head[_HEAD.size : _HEAD.size + name_bytes].decode()
         except UnicodeDecodeError:
@@ -94,6 +98,7 @@ class MlicFile:
             width=width,
             height=height,
             colour=colour,
+            arithmetic=arithmetic,
             quality=quality,
             model=model,
             digest=head[_HEAD.size + name_bytes :],

@@ -123,6 +123,20 @@ class InterSliceContext(nn.Module):
         return self.mlp(x) + self.skip(x)
 
 
+class WindowAttention(nn.Module):
+    """Attention inside small windows, with a bias on the scores. (B, L, heads, n, d) x 3 -> the same."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+
+
+class HalfTanh(nn.Module):
+    """0.5 tanh(x): what the latent residual prediction adds at most."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x.tanh()
+
+
 class WindowContext(nn.Module):
     """Overlapped-window checkerboard attention (section 3.3): a 5x5 window around each position attends within itself
     and is folded to one vector. Only non-anchor windows are computed; anchor positions of the output are zero.
@@ -139,6 +153,7 @@ class WindowContext(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.relative_position = nn.Parameter(torch.zeros((2 * window - 1) ** 2, self.HEADS))
         nn.init.trunc_normal_(self.relative_position, std=0.02)
+        self.attention = WindowAttention()
         self.fusion = nn.Conv2d(channels, 2 * channels, window)
         self.proj = nn.Linear(2 * channels, 2 * channels)
         self.norm2 = nn.LayerNorm(2 * channels)
@@ -164,9 +179,9 @@ class WindowContext(nn.Module):
         qkv = self.qkv(self.norm1(anchors.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         heads = self._windows(qkv).unflatten(2, (3, self.head_dim, self.HEADS))  # (B, 25, 3, d, heads, L)
         q, k, v = heads.permute(2, 0, 5, 4, 1, 3)  # each (B, L, heads, 25, d)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(anchors).to(q.dtype))
-        x = x.transpose(3, 4).flatten(2)  # (B, L, heads * d * 25): channel, then place in the window, as fusion's weight
-        x = self.proj(F.linear(x, self.fusion.weight.flatten(1), self.fusion.bias))
+        x = self.attention(q, k, v, self._bias(anchors))
+        x = x.transpose(3, 4).flatten(2, 3).unflatten(3, (self.WINDOW, self.WINDOW))  # (B, L, heads * d, 5, 5)
+        x = self.proj(self.fusion(x.flatten(0, 1)).flatten(1).unflatten(0, (batch, -1)))
         x = x + self.mlp(self.norm2(x))
         return unpack(x.unflatten(1, (height, width // 2)).permute(0, 3, 1, 2), NON_ANCHOR)
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from .checkerboard import pack, unpack
 from .config import ANCHOR, NON_ANCHOR, ModelConfig
-from .context import ConvStack, InterSliceContext, IntraSliceContext, local_context
+from .context import ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
+
+
+class Settle(nn.Module):
+    """Where values join the latent; exact arithmetic puts them back on its grid here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class SliceNets(nn.Module):
@@ -53,6 +60,7 @@ class MultiReferenceEntropyModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.slices = nn.ModuleList(SliceNets(config, i) for i in range(len(config.slices)))
+        self.lrp_activation, self.settle = HalfTanh(), Settle()
 
     def walk(self, phi_h: Tensor, strategy) -> Tensor:
         """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).
@@ -77,12 +85,12 @@ class MultiReferenceEntropyModel(nn.Module):
                     contexts = own + shared
                 parameters = nets.parameters_anchor if anchor else nets.parameters_non_anchor
                 scale, mean = parameters(torch.cat([pack(c, anchor) for c in contexts], 1)).chunk(2, 1)
-                half = strategy.latent(i, anchor, mean, scale)
+                half = self.settle(strategy.latent(i, anchor, mean, scale))
 
                 quantised = current + unpack(half, anchor)
                 lrp = nets.lrp_anchor if anchor else nets.lrp_non_anchor
                 residual = pack(lrp(torch.cat([hyper_means, *done, quantised], 1)), anchor)
-                half = half + 0.5 * residual.tanh()
+                half = half + self.lrp_activation(residual)
                 current = current + unpack(half, anchor)
             done.append(current)
         return torch.cat(done, 1)

@@ -83,14 +83,14 @@ class CompressionModel(nn.Module):
         """Let a strategy take z and y through the priors -> y_hat (B, M, H/16, W/16)."""
         phi_h = self.h_s(strategy.hyper(self.prior, level))
         if self.gains is not None:
-            phi_h = phi_h + self.gains.phi_h(level)[:, :, None, None]
+            phi_h = self.entropy_model.settle(phi_h + self.gains.phi_h(level)[:, :, None, None])
         return self.entropy_model.walk(phi_h, strategy)
 
     def synthesise(self, y_hat: Tensor, level: Tensor | None = None) -> Tensor:
         """y_hat -> picture, not yet clipped."""
         if self.gains is None:
-            return self.g_s(y_hat)
-        return self.g_s(y_hat * self.gains("decoder_latent", level), self.gains("decoder_feature", level))
+            return self.g_s(y_hat.float())
+        return self.g_s(y_hat.float() * self.gains("decoder_latent", level), self.gains("decoder_feature", level))
 
     def forward(self, x: Tensor, level: Tensor | None = None, *, noisy: bool = True) -> tuple[Tensor, Estimate]:
         """Picture -> (reconstruction, bits). `noisy` as in training; otherwise exactly what a file would hold."""

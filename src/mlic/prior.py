@@ -67,7 +67,7 @@ class GaussianPrior(nn.Module):
 
     def index(self, scale: Tensor) -> Tensor:
         """Row of the table for each raw scale, int64 in 0..63."""
-        return torch.bucketize(scale.contiguous(), self.thresholds)
+        return torch.bucketize(scale.contiguous(), self.thresholds.to(scale.dtype))
 
     def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """P(bin of width 1 around `residual`), computed in float32."""

@@ -45,18 +45,18 @@ class Estimate:
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         median = prior.median[None, :, None, None]
-        z_hat = round_through(self.z - median) + median
+        z_hat = (round_through(self.z - median) + median).to(median.dtype)
         at = self.z + torch.rand_like(self.z) - 0.5 if self.noisy else z_hat
         self.z_bits = _bits(prior.likelihood(at, level))
         return z_hat
 
     def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
-        mean = mean.float()
+        kind, mean = mean.dtype, mean.float()
         residual = pack(self.y[i], anchor) - mean
         rounded = round_through(residual)
         at = residual + torch.rand_like(residual) - 0.5 if self.noisy else rounded
         self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(at, scale))
-        return rounded + mean
+        return rounded + mean if kind == torch.bfloat16 else (rounded + mean).to(kind)
 
     @property
     def y_bits(self) -> Tensor:

@@ -41,6 +41,7 @@ def seal(model: CompressionModel, *, half: bool = False) -> CompressionModel:
             if _stored_half(name, parameter):
                 parameter.copy_(parameter.half().float())
     model.tables = make_tables(model.prior)
+    model.__dict__.pop("_exact_twin", None)  # made of the weights as they were
     model.digest = _digest(model.config.to_json(), _tensors(model))
     return model
 

@@ -1,0 +1,299 @@
+"""Arithmetic whose result does not depend on the machine: fixed-point numbers carried in float64 tensors.
+
+Everything that decides a table row (h_s, contexts, entropy parameters, LRP, the quantised latent) is computed on grids:
+activations are multiples of 2^-12 below 2^11, weights multiples of 2^-16. A convolution's partial sums are then multiples
+of 2^-28 below 2^25, which float64 holds exactly, so that no order of summation, thread count, instruction set or library
+changes them. GELU, tanh and exp are tables; softmax and LayerNorm are exact sums and single IEEE divisions and square
+roots, rounded back onto the grid. Knows nothing of training or files.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .context import HalfTanh, LinearAttention, SoftmaxAttention, WindowAttention
+from .entropy_model import Settle
+from .model import CompressionModel
+from .prior import LevelTable
+
+FRACTION = 12  # bits behind the point of an activation
+WEIGHT_FRACTION = 16
+LIMIT = 2.0**11  # activations are clamped to +-LIMIT
+HEADROOM = 2.0 ** (53 - FRACTION - WEIGHT_FRACTION)  # what a convolution's sums must stay below
+LONGEST = 1 << 17  # positions an attention may sum over
+NORM_LIMIT = 2.0**8  # LayerNorm's input: its sums of squares must stay exact
+
+
+def to_grid(x: Tensor, fraction: int = FRACTION) -> Tensor:
+    """Round to multiples of 2^-fraction, ties to even."""
+    return (x * 2.0**fraction).round_().mul_(2.0**-fraction)
+
+
+def settle(x: Tensor) -> Tensor:
+    """An exact sum back to an activation: on the grid, within the limit."""
+    return to_grid(x).clamp_(-LIMIT, LIMIT)
+
+
+def exact_exp(x: np.ndarray) -> np.ndarray:
+    """exp from additions, multiplications and divisions alone, each rounded as IEEE 754 says: equal everywhere.
+
+    >>> bool(np.allclose(exact_exp(np.linspace(-20, 5, 99)), np.exp(np.linspace(-20, 5, 99)), rtol=1e-13))
+    True
+    """
+    small, total, term = x / 64.0, np.ones_like(x), np.ones_like(x)
+    for n in range(1, 20):
+        term = term * small / n
+        total = total + term
+    for _ in range(6):
+        total = total * total
+    return total
+
+
+def exact_gelu(x: np.ndarray) -> np.ndarray:
+    """x * Phi(x), |x| <= 8, by the series of positive terms erf(z) = 2/sqrt(pi) exp(-z^2) sum 2^n z^(2n+1) / (2n+1)!!."""
+    z = np.abs(x) / math.sqrt(2)
+    term, total = z, z
+    for n in range(1, 160):
+        term = term * (2 * z * z) / (2 * n + 1)
+        total = total + term
+    erf = np.minimum(1.0, total * exact_exp(-(z * z)) * (2 / 1.7724538509055159))
+    return x * (0.5 + 0.5 * np.sign(x) * erf)
+
+
+def exact_tanh(x: np.ndarray) -> np.ndarray:
+    doubled = exact_exp(-2 * np.abs(x))
+    return np.sign(x) * (1 - doubled) / (1 + doubled)
+
+
+@functools.cache
+def function_table(name: str) -> np.ndarray:
+    """One of the functions at every grid point of its range, rounded to the grid; float64."""
+    step = 2.0**-FRACTION
+    around = np.arange(-8, 8 + step, step)
+    values = {
+        "gelu": lambda: exact_gelu(around),
+        "half_tanh": lambda: 0.5 * exact_tanh(around),
+        "exp": lambda: exact_exp(np.arange(-16, step, step)),
+    }[name]()
+    return np.rint(values / step) * step
+
+
+class _Table(nn.Module):
+    """A function looked up at grid points; inputs beyond the table take its ends."""
+
+    NAME, LOW, HIGH = "", -8.0, 8.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.from_numpy(function_table(self.NAME)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = ((x.clamp(self.LOW, self.HIGH) - self.LOW) * 2.0**FRACTION).long()
+        return self.values[index]
+
+
+class ExactGELU(_Table):
+    NAME = "gelu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x >= self.HIGH, x, super().forward(x))
+
+
+class ExactHalfTanh(_Table):
+    NAME = "half_tanh"
+
+
+class ExactExp(_Table):
+    """exp of values <= 0; below -16 it is zero."""
+
+    NAME, LOW, HIGH = "exp", -16.0, 0.0
+
+
+def _weights(module: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+    """A layer's weight and bias on their grids. Raises ValueError when its sums might not be exact."""
+    weight = to_grid(module.weight.detach().double(), WEIGHT_FRACTION)
+    bias = to_grid(module.bias.detach().double(), FRACTION + WEIGHT_FRACTION)
+    largest = (weight.abs().flatten(1).sum(1) * (LIMIT + 1) + bias.abs()).max().item()
+    if not largest < HEADROOM:
+        raise ValueError(f"weights are too large for exact arithmetic: sums up to {largest:.3g}, limit {HEADROOM:.3g}")
+    return weight, bias
+
+
+class ExactConv2d(nn.Module):
+    """A convolution of grid activations as one matrix product, or, if depthwise, as shifted products."""
+
+    def __init__(self, module: nn.Conv2d) -> None:
+        super().__init__()
+        weight, bias = _weights(module)
+        self.kernel, self.stride, self.padding = module.kernel_size[0], module.stride[0], module.padding[0]
+        self.depthwise = module.groups > 1
+        self.register_buffer("weight", weight if self.depthwise else weight.flatten(1))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in x.shape[2:])
+        if self.depthwise:
+            padded, total = F.pad(x, (self.padding,) * 4), self.bias[:, None, None]
+            for i in range(self.kernel):
+                for j in range(self.kernel):
+                    total = total + padded[:, :, i : i + height, j : j + width] * self.weight[:, :, i, j, None]
+            return settle(total)
+        if self.kernel == 1 and self.stride == 1:
+            columns = x.flatten(2)
+        else:
+            columns = F.unfold(x, self.kernel, padding=self.padding, stride=self.stride)
+        return settle(self.weight @ columns + self.bias[:, None]).unflatten(2, (height, width))
+
+
+class ExactLinear(nn.Module):
+    def __init__(self, module: nn.Linear) -> None:
+        super().__init__()
+        weight, bias = _weights(module)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return settle(x @ self.weight.T + self.bias)
+
+
+class ExactLayerNorm(nn.Module):
+    """(C x - sum x) / sqrt(C sum x^2 - (sum x)^2 + C^2 eps): exact up to one square root and one division."""
+
+    def __init__(self, module: nn.LayerNorm) -> None:
+        super().__init__()
+        self.channels, self.eps = module.normalized_shape[0], module.eps
+        if self.channels > 64:
+            raise ValueError(f"LayerNorm over {self.channels} channels is not exact; at most 64")
+        self.register_buffer("weight", to_grid(module.weight.detach().double()))
+        self.register_buffer("bias", to_grid(module.bias.detach().double()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clamp(-NORM_LIMIT, NORM_LIMIT)
+        total, count = x.sum(-1, keepdim=True), self.channels
+        variance = count * (x * x).sum(-1, keepdim=True) - total * total
+        normal = to_grid((count * x - total) / (variance + count * count * self.eps).sqrt())
+        return settle(normal * self.weight + self.bias)
+
+
+class _ExactAttention(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.heads = getattr(module, "heads", None)
+        self.exp = ExactExp()
+
+    def softmax_sums(self, scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """exp(scores - max) on the grid, and its sum."""
+        if scores.shape[dim] > LONGEST:
+            raise ValueError(f"{scores.shape[dim]} positions are too many for exact attention: at most {LONGEST}")
+        weights = self.exp(scores - scores.amax(dim, keepdim=True))
+        return weights, weights.sum(dim, keepdim=True)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+        """softmax(q k^T / sqrt(d) + bias) v; (..., L, d) each."""
+        scores = to_grid((q @ k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1])) + bias)
+        weights, total = self.softmax_sums(scores, -1)
+        return settle(weights @ v / total)
+
+
+class ExactLinearAttention(_ExactAttention):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(1, (self.heads, -1)) for x in (query, key, value))  # (B, h, d, L)
+        weights, total = self.softmax_sums(k, 3)
+        context = settle(weights @ v.transpose(2, 3) / total)  # (B, h, d, d)
+        weights, total = self.softmax_sums(q, 2)
+        return settle((context.transpose(2, 3) @ weights) / total).flatten(1, 2)
+
+
+class ExactSoftmaxAttention(_ExactAttention):
+    """In pieces of the queries, so that memory stays in proportion to the length."""
+
+    PIECE = 256
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(1, (self.heads, -1)).transpose(2, 3) for x in (query, key, value))  # (B, h, L, d)
+        pieces = [self.attend(piece, k, v) for piece in q.split(self.PIECE, 2)]
+        return torch.cat(pieces, 2).transpose(2, 3).flatten(1, 2)
+
+
+class ExactWindowAttention(_ExactAttention):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        pieces = zip(q.split(1024, 1), k.split(1024, 1), v.split(1024, 1), to_grid(bias.double()).split(1024, 0))
+        return torch.cat([self.attend(*piece) for piece in pieces], 1)
+
+
+class ExactSettle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return settle(x)
+
+
+class ExactLevelTable(nn.Module):
+    """Rows on the grid, linear between levels that are multiples of 1/256."""
+
+    def __init__(self, module: LevelTable) -> None:
+        super().__init__()
+        if module.smooth.any():
+            raise ValueError("fold the level tables before making them exact")
+        self.register_buffer("rows", to_grid(module.rows.detach().double()))
+
+    def forward(self, level: Tensor) -> Tensor:
+        code = (level.double() * 256).round().long()
+        below, weight = (code // 256).clamp(max=len(self.rows) - 1), (code % 256).double()[:, None] / 256
+        above = (below + 1).clamp(max=len(self.rows) - 1)
+        return settle(self.rows[below] * (1 - weight) + self.rows[above] * weight)
+
+
+REPLACEMENTS = {
+    nn.Conv2d: ExactConv2d,
+    nn.Linear: ExactLinear,
+    nn.LayerNorm: ExactLayerNorm,
+    nn.GELU: lambda _: ExactGELU(),
+    HalfTanh: lambda _: ExactHalfTanh(),
+    Settle: lambda _: ExactSettle(),
+    SoftmaxAttention: ExactSoftmaxAttention,
+    LinearAttention: ExactLinearAttention,
+    WindowAttention: ExactWindowAttention,
+}
+
+
+def make_exact(module: nn.Module) -> nn.Module:
+    """A copy of a net whose every inexact part is replaced; it takes and gives grid activations in float64.
+
+    Raises ValueError when its weights are too large for exact sums.
+    """
+    kind = type(module)
+    if kind in REPLACEMENTS:
+        return REPLACEMENTS[kind](module)
+    clone = copy.copy(module)
+    clone._modules = {name: None if child is None else make_exact(child) for name, child in module._modules.items()}
+    clone._parameters = {
+        name: None if p is None else nn.Parameter(to_grid(p.detach().double()), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    return clone
+
+
+def exact_twin(model: CompressionModel) -> CompressionModel:
+    """A model that shares all weights with this one, but decides table rows in exact arithmetic. Made once, then kept.
+
+    Raises ValueError when the weights are too large for exact sums.
+    """
+    twin, device = model.__dict__.get("_exact_twin"), model.prior.median.device
+    if twin is None or twin.prior.median.device != device:
+        twin = copy.copy(model)
+        twin._modules = dict(model._modules)
+        twin.h_s, twin.entropy_model = make_exact(model.h_s), make_exact(model.entropy_model)
+        twin.prior = copy.copy(model.prior)
+        twin.prior._parameters = {"median": nn.Parameter(to_grid(model.prior.median.double()), requires_grad=False)}
+        if model.gains is not None:
+            twin.gains = copy.copy(model.gains)
+            twin.gains._modules = {**model.gains._modules, "phi_h": ExactLevelTable(model.gains.phi_h)}
+        twin.to(device)
+        model.__dict__["_exact_twin"] = twin
+    return twin

@@ -1,0 +1,294 @@
+"""The promise: what decides a symbol is the same number on every machine. Shown by disturbing all that may differ."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mlic
+from mlic.codec import decode_picture, encode_picture, estimate_bytes
+from mlic.coder import SymbolDecoder
+from mlic.config import CONFIGS
+from mlic.container import MlicFile
+from mlic.context import LinearAttention, SoftmaxAttention
+from mlic.exact import FRACTION, LIMIT, exact_exp, exact_gelu, exact_tanh, exact_twin, function_table, make_exact, to_grid
+from mlic.pictures import read_picture
+from mlic.strategies import Estimate
+from mlic.weights import load_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+MOVES_DATA = {
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "split", "chunk", "cat",
+    "stack", "clone", "copy_", "_to_copy", "alias", "detach", "unsqueeze", "squeeze", "as_strided", "contiguous",
+    "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "index", "full", "zeros", "ones", "empty", "arange", "lift_fresh",
+    "split_with_sizes", "unbind", "where", "ones_like", "zeros_like", "scalar_tensor", "replication_pad2d", "unfold",
+}  # fmt: skip
+
+
+class Perturb(TorchDispatchMode):
+    """Multiplies every float32 result of arithmetic by 1 + e, |e| <= `size`: a machine with very bad floating point."""
+
+    def __init__(self, size: float, seed: int = 0) -> None:
+        super().__init__()
+        self.size, self.generator, self.count = size, torch.Generator().manual_seed(seed), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32 and name not in MOVES_DATA:
+            self.count += 1
+            noise = torch.empty(out.shape).uniform_(-self.size, self.size, generator=self.generator)
+            with torch._C._DisableTorchDispatch():
+                out = out * (1 + noise)
+        return out
+
+
+class Audit(TorchDispatchMode):
+    """Checks that float64 sums and products are exact by construction: multiples of 2^-28 (or the coarser grid they
+    came from), far enough below 2^53 of it.
+    """
+
+    SUMS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "sum"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function._schema.name.removeprefix("aten::") in self.SUMS and out.dtype == torch.float64:
+            self.count += 1
+            steps = out * 2.0**28
+            assert torch.equal(steps, steps.round()), function
+            assert steps.abs().max() < 2.0**53, function
+        return out
+
+
+@pytest.fixture(scope="module")
+def coded(small_models, photo):
+    """name -> (model, an exact file of it at a high rate)."""
+    files = {}
+    for name, model in small_models.items():
+        quality = 90 if model.config.variable_rate else None
+        files[name] = model, MlicFile.from_bytes(encode_picture(model, read_picture(photo), quality).data)
+    return files
+
+
+@contextlib.contextmanager
+def recorded(seen: list[np.ndarray]):
+    """Collect all symbols a SymbolDecoder gives."""
+    inner = SymbolDecoder._get
+
+    def outer(self, tables, rows):
+        seen.append(inner(self, tables, rows))
+        return seen[-1]
+
+    SymbolDecoder._get = outer
+    try:
+        yield
+    finally:
+        SymbolDecoder._get = inner
+
+
+def symbols_of(model, file) -> tuple[np.ndarray, np.ndarray]:
+    seen: list[np.ndarray] = []
+    with recorded(seen):
+        pixels = decode_picture(model, file)
+    return np.concatenate(seen), pixels
+
+
+@contextlib.contextmanager
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def channels_last_everywhere():
+    """Every convolution's and attention's input in another memory layout."""
+
+    def hook(module, inputs):
+        return tuple(
+            x.contiguous(memory_format=torch.channels_last) if isinstance(x, torch.Tensor) and x.ndim == 4 else x
+            for x in inputs
+        )
+
+    with nn.modules.module.register_module_forward_pre_hook(hook):
+        yield
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "machine",
+    [two_threads, lambda: torch.backends.mkldnn.flags(enabled=False), channels_last_everywhere, lambda: Perturb(1e-3)],
+    ids=["other-thread-count", "no-onednn", "channels-last", "float32-wrong-by-1e-3"],
+)
+def test_other_machines_decode_the_same_symbols(coded, name, machine):
+    model, file = coded[name]
+    expected, _ = symbols_of(model, file)
+    with machine() as mode:
+        got, _ = symbols_of(model, file)
+    assert np.array_equal(got, expected)
+    assert not isinstance(mode, Perturb) or mode.count > 10
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_float_path_fails_the_same_disturbance(small_models, photo, name):
+    """Or the test above would prove nothing."""
+    model = small_models[name]
+    quality = 90 if model.config.variable_rate else None
+    file = MlicFile.from_bytes(encode_picture(model, read_picture(photo), quality, exact=False).data)
+    with Perturb(1e-3), pytest.raises(mlic.DamagedFile, match="astray"):
+        decode_picture(model, file)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_files_written_by_a_bad_machine_decode_on_a_good_one(small_models, photo, name):
+    model = small_models[name]
+    with Perturb(1e-3, seed=5):
+        data = encode_picture(model, read_picture(photo), 60 if model.config.variable_rate else None).data
+    decode_picture(model, MlicFile.from_bytes(data))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_every_sum_is_exact_by_construction(small_models, name):
+    model = small_models[name]
+    config = model.config
+    level = torch.tensor([2.5]) if config.variable_rate else None
+    y, z = 50 * torch.randn(1, config.latent_channels, 8, 12), 9 * torch.randn(1, config.z_channels, 2, 3)
+    with Audit() as audit:
+        y_hat = exact_twin(model).code(Estimate(y, z, config.slices, model.gaussian, noisy=False), level)
+    assert audit.count > 20
+    assert torch.equal(y_hat, to_grid(y_hat.clone())) and y_hat.abs().max() <= LIMIT + 0.5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_a_picture_does_not_depend_on_its_batch(small_models, name):
+    model = small_models[name]
+    config, twin = model.config, exact_twin(model)
+    y, z = 20 * torch.randn(3, config.latent_channels, 8, 8), torch.randn(3, config.z_channels, 2, 2)
+
+    def code(rows):
+        level = torch.full((len(y[rows]),), 1.5) if config.variable_rate else None
+        return twin.code(Estimate(y[rows], z[rows], config.slices, model.gaussian, noisy=False), level)
+
+    together = code(slice(0, 3))
+    assert torch.equal(together[1:2], code(slice(1, 2)))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_exact_costs_next_to_nothing(small_models, photo, name):
+    model, picture = small_models[name], read_picture(photo)
+    quality = 60 if model.config.variable_rate else None
+    float_bytes, exact_bytes = (estimate_bytes(model, picture, quality, exact=exact) for exact in (False, True))
+    assert exact_bytes == pytest.approx(float_bytes, rel=0.003)
+
+
+def test_functions_against_libm():
+    x = np.linspace(-8, 8, 4001)
+    np.testing.assert_allclose(exact_exp(x), np.exp(x), rtol=1e-13)
+    np.testing.assert_allclose(exact_tanh(x), np.tanh(x), atol=1e-14)
+    np.testing.assert_allclose(exact_gelu(x), [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("gelu", "778110645d7ceccb"),
+        ("half_tanh", "61e2b92a32ec29c2"),
+        ("exp", "f4968ebb818c8dd1"),
+    ],
+)
+def test_function_tables_are_the_published_ones(name, digest):
+    """They are computed where they are used; a machine that computes others must not decode at all."""
+    assert hashlib.sha256(function_table(name).tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (nn.Conv2d(6, 9, 3, 1, 1), (2, 6, 8, 10)),
+        (nn.Conv2d(6, 9, 3, 2, 1), (2, 6, 8, 10)),
+        (nn.Conv2d(6, 9, 1), (2, 6, 8, 10)),
+        (nn.Conv2d(6, 6, 3, 1, 1, groups=6), (2, 6, 8, 10)),
+        (nn.Conv2d(6, 9, 5), (2, 6, 5, 5)),
+        (nn.Linear(6, 5), (2, 3, 6)),
+        (nn.LayerNorm(16), (2, 3, 16)),
+        (nn.GELU(), (2, 3, 500)),
+    ],
+    ids=["conv", "stride", "1x1", "depthwise", "valid", "linear", "layernorm", "gelu"],
+)
+def test_parts_are_near_their_float_selves(net, shape):
+    torch.manual_seed(0)
+    x = to_grid(2 * torch.randn(shape, dtype=torch.float64))
+    want = net.double()(x)
+    assert (make_exact(net)(x) - want).abs().max() < 2.0 ** (2 - FRACTION)
+
+
+@pytest.mark.parametrize("attention", [SoftmaxAttention, LinearAttention])
+def test_attentions_are_near_their_float_selves(attention):
+    torch.manual_seed(0)
+    q, k, v = to_grid(torch.randn(3, 2, 16, 700, dtype=torch.float64))
+    want = attention(2)(q, k, v)
+    assert (make_exact(attention(2))(q, k, v) - want).abs().max() < 0.01
+
+
+def test_weights_too_large_for_exact_sums(small_models, photo):
+    net = nn.Conv2d(600, 1, 1)
+    nn.init.constant_(net.weight, 60.0)
+    with pytest.raises(ValueError, match="too large for exact arithmetic"):
+        make_exact(net)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "fast-packaged"])
+def test_golden_files(name):
+    """Files written once (tests/make_golden.py), decoded by whatever runs this: symbols and latent, bit for bit."""
+    record = json.loads((GOLDEN / "golden.json").read_text())[name]
+    file = MlicFile.from_bytes((GOLDEN / f"{name}.mlic").read_bytes())
+    model = mlic.load_model("fast") if name == "fast-packaged" else load_weights(GOLDEN / f"{name}.safetensors")
+    assert model.digest[:8] == file.digest, "weights changed: run tests/make_golden.py"
+    symbols, pixels = symbols_of(model, file)
+    assert hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest() == record["symbols"]
+    assert abs(float(pixels.mean()) - record["mean"]) < 0.01
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+        {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "MKL_CBWR": "AVX2"},
+    ],
+    ids=["sse", "avx2"],
+)
+def test_golden_files_with_other_instruction_sets(environment):
+    """In a process that may use fewer of the processor's instructions."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::test_golden_files"]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert result.returncode == 0 and "5 passed" in result.stdout, result.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cuda_and_cpu_read_each_other(small_models, photo, name):
+    here, there = small_models[name], copy.deepcopy(small_models[name]).to("cuda")
+    quality = 60 if here.config.variable_rate else None
+    for writer, reader in ((here, there), (there, here)):
+        file = MlicFile.from_bytes(encode_picture(writer, read_picture(photo), quality).data)
+        assert np.array_equal(symbols_of(reader, file)[0], symbols_of(writer, file)[0])
