@@ -1,4 +1,4 @@
-"""Seconds and peak memory to encode and decode a 768x512 picture, for each model, and where the time goes.
+"""Seconds and peak memory to encode and decode a 768x512 picture, for each model and arithmetic, and where time goes.
 
     python benchmarks/speed.py -j 2 -o results/speed.json
 
@@ -51,37 +51,39 @@ def timed(seconds: dict[str, float]) -> None:
         for owner, name in methods:
             inner = getattr(owner, name)
 
-            def outer(*args, _inner=inner, _part=part, **kwargs):
+            def outer(*args, _inner=inner, _part=part, _name=name, **kwargs):
                 started = time.perf_counter()
                 try:
                     return _inner(*args, **kwargs)
                 finally:
                     seconds[_part] += time.perf_counter() - started
+                    if _name == "finish":
+                        seconds["finish"] += time.perf_counter() - started  # not inside the entropy model's time
 
             setattr(owner, name, outer)
 
 
-def measure(name: str, threads: int, repeat: int) -> dict:
+def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
     _tune_malloc()
     torch.set_num_threads(threads)
     model = load_model(name) if find_weights(name) else random_model(name)
     picture = read_picture(SAMPLE)
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds = dict.fromkeys([*PARTS, "finish"], 0.0)
     timed(seconds)
     runs: dict[str, list[dict[str, float]]] = {"encode": [], "decode": []}
     for _ in range(repeat + 1):
         for verb in runs:
-            seconds.update(dict.fromkeys(PARTS, 0.0))
+            seconds.update(dict.fromkeys(seconds, 0.0))
             started = time.perf_counter()
             if verb == "encode":
-                data = codec.encode_picture(model, picture).data
+                data = codec.encode_picture(model, picture, exact=exact).data
             else:
                 codec.decode_picture(model, MlicFile.from_bytes(data))
             total = time.perf_counter() - started
             split = {**seconds, "total": total}
-            split["entropy model"] -= seconds["symbol coding"] if verb == "decode" else 0
+            split["entropy model"] -= seconds["symbol coding"] - seconds["finish"]
             runs[verb].append(split)
-    result = {"model": name, "weights": "packaged" if find_weights(name) else "random", "bytes": len(data)}
+    result = {"model": name, "arithmetic": "exact" if exact else "float", "weights": "packaged" if find_weights(name) else "random", "bytes": len(data)}
     for verb, all_splits in runs.items():
         result[verb] = {part: statistics.median(split[part] for split in all_splits[1:]) for part in all_splits[0]}
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -93,20 +95,22 @@ def measure(name: str, threads: int, repeat: int) -> dict:
 @click.option("--repeat", default=5, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 @click.option("--only", type=click.Choice(list(CONFIGS)), help="Measure this model in this process and print JSON.")
-def main(threads: int, repeat: int, output: Path | None, only: str | None) -> None:
+@click.option("--float", "floating", is_flag=True, help="With --only: float arithmetic.")
+def main(threads: int, repeat: int, output: Path | None, only: str | None, floating: bool) -> None:
     if only:
-        print(json.dumps(measure(only, threads, repeat)))
+        print(json.dumps(measure(only, threads, repeat, not floating)))
         return
     rows = []
-    print(f"{'model':8} {'verb':7} {'total s':>8} {'transforms':>11} {'entropy model':>14} {'symbols':>8} {'peak MiB':>9}")
-    for name in CONFIGS:
+    print(f"{'model':8} {'':6} {'verb':7} {'total s':>8} {'transforms':>11} {'entropy model':>14} {'symbols':>8} {'peak MiB':>9}")
+    for name, kind in [(name, kind) for name in CONFIGS for kind in ("exact", "float")]:
         command = [sys.executable, __file__, "--only", name, "-j", str(threads), "--repeat", str(repeat)]
+        command += ["--float"] if kind == "float" else []
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         rows.append(row)
         for verb in ("encode", "decode"):
             t = row[verb]
             print(
-                f"{name:8} {verb:7} {t['total']:8.2f} {t['transforms']:11.2f} {t['entropy model']:14.2f} "
+                f"{name:8} {kind:6} {verb:7} {t['total']:8.2f} {t['transforms']:11.2f} {t['entropy model']:14.2f} "
                 f"{t['symbol coding']:8.3f} {row['peak_mib']:9.0f}"
             )
     if output:

@@ -1,6 +1,6 @@
 """Every picture of a folder through the real command line, encode and decode in separate processes.
 
-    python benchmarks/kodak.py KODAK_FOLDER -q 10 -q 30 -q 50 -q 70 -q 90 -o results/kodak/fast-roundtrip.json
+    python benchmarks/roundtrip.py KODAK -q 10 -q 30 -q 50 -q 70 -q 90 -o results/roundtrip.json
 
 Checks for each file that the decoded picture is exactly the encoder's reconstruction and that its size is at most
 1% + 64 bytes above the model's estimate; exits with 1 otherwise. Prints means per quality. Whole file sizes, RGB PSNR and
