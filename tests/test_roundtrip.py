@@ -90,3 +90,10 @@ def test_a_picture_too_large_for_its_bytes_is_refused_before_memory_is_taken(sma
     huge = dataclasses.replace(file, width=1 << 13, height=1 << 14)
     with pytest.raises(mlic.DamagedFile, match="too few for 8192x16384"):
         mlic.decode(huge.to_bytes(), model=small_models["fast"])
+
+
+def test_what_is_lost_is_a_warning(photo):
+    clear = Image.fromarray(photo).convert("RGBA")
+    clear.putalpha(128)
+    with pytest.warns(UserWarning, match="transparency is laid on white"):
+        mlic.encode(clear)

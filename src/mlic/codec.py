@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -61,7 +62,10 @@ def encode(
     (30, 20)
     """
     network = load_model(model) if isinstance(model, str) else model
-    return encode_picture(network, read_picture(image), quality, exact=exact).data
+    picture = read_picture(image)
+    for note in picture.notes:
+        warnings.warn(note, stacklevel=2)
+    return encode_picture(network, picture, quality, exact=exact).data
 
 
 def decode(data: bytes, model: str | CompressionModel | None = None) -> Image.Image:
