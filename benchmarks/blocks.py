@@ -1,6 +1,6 @@
 """Time candidate building blocks for the CPU-friendly model; write the tables of docs/blocks.md.
 
-    python benchmarks/blocks.py --threads 1 --out docs/blocks.md
+    python benchmarks/blocks.py --threads 1 2 --out docs/blocks.md
 
 takes about two minutes; `--threads 1 2` adds tables for two threads and needs two idle cores.
 Each time is the lower of the medians of two passes over all blocks. In an existing file what

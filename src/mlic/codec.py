@@ -54,7 +54,8 @@ def encode(
     """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 array, a path or a binary file.
 
     With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
-    comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another one is a ValueError.
+    comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another
+    one is a ValueError.
     `model` is a name, a weights file or a loaded model. Raises PictureError or WeightsError.
 
     >>> data = encode(np.zeros((20, 30, 3), np.uint8), quality=30)
