@@ -32,14 +32,15 @@ def main(folder: Path, qualities: tuple[float, ...], model: str, output: Path | 
     curves: dict[str, list[list[float]]] = {"exact": [], "float": []}
     for quality in tqdm(qualities, unit="quality"):
         for name, curve in curves.items():
-            coded = [encode_picture(network, picture, quality, exact=name == "exact") for picture in pictures]
+            exact = name == "exact"
+            coded = [encode_picture(network, picture, quality, exact=exact, reconstruct=True) for picture in pictures]
             pairs = list(zip(coded, pictures))
             bpp = [8 * len(c.data) / (p.pixels.shape[0] * p.pixels.shape[1]) for c, p in pairs]
             decibel = [psnr(c.reconstruction, p.pixels) for c, p in pairs]
             curve.append([float(np.mean(bpp)), float(np.mean(decibel))])
     rate = bd_rate(curves["float"], curves["exact"])
-    for quality, exact, floating in zip(qualities, curves["exact"], curves["float"]):
-        print(f"quality {quality:3g}: exact {exact[0]:.5f} bpp {exact[1]:.4f} dB, float {floating[0]:.5f} {floating[1]:.4f}")
+    for quality, fixed, floating in zip(qualities, curves["exact"], curves["float"]):
+        print(f"quality {quality:3g}: exact {fixed[0]:.5f} bpp {fixed[1]:.4f} dB, float {floating[0]:.5f} {floating[1]:.4f}")
     print(f"BD-rate of exact against float: {rate:+.4f}%")
     if output:
         record = {"model": model, "weights": network.digest.hex(), "bd_rate_percent": rate, "curves": curves}

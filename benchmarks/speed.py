@@ -23,6 +23,7 @@ import torch
 
 from mlic import codec
 from mlic.cli import _tune_malloc
+from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
 from mlic.model import CompressionModel, build_model
@@ -33,7 +34,7 @@ SAMPLE = Path(codec.__file__).parent / "samples" / "kodim23.png"
 PARTS = {
     "transforms": [(CompressionModel, "analyse"), (CompressionModel, "synthesise")],
     "entropy model": [(CompressionModel, "code")],
-    "symbol coding": [(codec.SymbolEncoder, "_put"), (codec.SymbolEncoder, "finish"), (codec.SymbolDecoder, "_get")],
+    "symbol coding": [(SymbolEncoder, "_put"), (SymbolEncoder, "finish"), (SymbolDecoder, "_get")],
 }
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,21 @@ from mlic.coder import SymbolDecoder
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
 from mlic.context import LinearAttention, SoftmaxAttention
-from mlic.exact import FRACTION, LIMIT, exact_exp, exact_gelu, exact_tanh, exact_twin, function_table, make_exact, to_grid
+from mlic.exact import (
+    FRACTION,
+    LIMIT,
+    ExactConv2d,
+    ExactWinograd,
+    _weights,
+    exact_conv,
+    exact_exp,
+    exact_gelu,
+    exact_tanh,
+    exact_twin,
+    function_table,
+    make_exact,
+    to_grid,
+)
 from mlic.pictures import read_picture
 from mlic.strategies import Estimate
 from mlic.weights import load_weights
@@ -55,8 +70,9 @@ class Perturb(TorchDispatchMode):
 
 
 class Audit(TorchDispatchMode):
-    """Checks that float64 sums and products are exact by construction: multiples of 2^-28 (or the coarser grid they
-    came from), far enough below 2^53 of it.
+    """Checks that float64 sums and products are exact by construction: multiples of 2^-24, far enough below 2^53 of it.
+
+    Attention's are; convolutions count units of 2^-12, in which theirs are multiples of 2^-16, by Winograd of 2^-18.
     """
 
     SUMS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "sum"}
@@ -69,7 +85,7 @@ class Audit(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         if function._schema.name.removeprefix("aten::") in self.SUMS and out.dtype == torch.float64:
             self.count += 1
-            steps = out * 2.0**28
+            steps = out * 2.0**24
             assert torch.equal(steps, steps.round()), function
             assert steps.abs().max() < 2.0**53, function
         return out
@@ -248,6 +264,42 @@ def test_attentions_are_near_their_float_selves(attention):
     q, k, v = to_grid(torch.randn(3, 2, 16, 700, dtype=torch.float64))
     want = attention(2)(q, k, v)
     assert (make_exact(attention(2))(q, k, v) - want).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 8, 10), (3, 6, 1, 1), (2, 6, 5, 7)])
+@torch.inference_mode()
+def test_winograd_gives_the_same_numbers(shape):
+    torch.manual_seed(0)
+    net = nn.Conv2d(6, 9, 3, 1, 1)
+    for scale in (0.1, 2.0):
+        nn.init.normal_(net.weight, std=scale)
+        x = to_grid(100 * torch.randn(shape, dtype=torch.float64)).clamp(-LIMIT, LIMIT)
+        fast, plain = exact_conv(net), ExactConv2d(net, *_weights(net))
+        assert isinstance(fast, ExactWinograd)
+        assert torch.equal(fast(x), plain(x))
+
+
+def test_weights_too_large_for_winograd_alone():
+    net = nn.Conv2d(2, 1, 3, 1, 1)
+    nn.init.constant_(net.weight, 300.0)
+    assert isinstance(exact_conv(net), ExactConv2d)
+
+
+@torch.inference_mode()
+def test_winograd_near_its_limit():
+    """Large products that cancel to a small sum, against whole numbers."""
+    torch.manual_seed(0)
+    net = nn.Conv2d(2, 1, 3, 1, 1, bias=False)
+    net.weight[:, 0] = 15 + torch.rand(3, 3)
+    net.weight[:, 1] = 0.01 * torch.rand(3, 3) - net.weight[:, 0]
+    net.bias = nn.Parameter(torch.zeros(1))
+    fast = exact_conv(net)
+    assert isinstance(fast, ExactWinograd)
+    x = to_grid(LIMIT - torch.rand(1, 2, 3, 3, dtype=torch.float64))
+    weight, whole = to_grid(net.weight.double(), 16) * 2**16, x * 2**FRACTION
+    total = sum(int(w) * int(v) for w, v in zip(weight.flatten(), whole.flatten()))
+    assert abs(total) < LIMIT * 2**28
+    assert int(fast(x)[0, 0, 1, 1] * 2**FRACTION) == round(Fraction(total, 2**16))
 
 
 def test_weights_too_large_for_exact_sums(small_models, photo):

@@ -1,10 +1,11 @@
 """Arithmetic whose result does not depend on the machine: fixed-point numbers carried in float64 tensors.
 
 Everything that decides a table row (h_s, contexts, entropy parameters, LRP, the quantised latent) is computed on grids:
-activations are multiples of 2^-12 below 2^11, weights multiples of 2^-16. A convolution's partial sums are then multiples
-of 2^-28 below 2^25, which float64 holds exactly, so that no order of summation, thread count, instruction set or library
-changes them. GELU, tanh and exp are tables; softmax and LayerNorm are exact sums and single IEEE divisions and square
-roots, rounded back onto the grid. Knows nothing of training or files.
+activations are multiples of 2^-12 below 2^11, weights multiples of 2^-16. A convolution's partial sums are then
+multiples of 2^-28 below 2^25, which float64 holds exactly, so that no order of summation, thread count, instruction set
+or library changes them, nor another way to the same sum (Winograd's for 3x3 kernels). GELU, tanh and exp are tables;
+softmax and LayerNorm are exact sums and single IEEE divisions and square roots, rounded back onto the grid. Knows
+nothing of training or files.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .prior import LevelTable
 FRACTION = 12  # bits behind the point of an activation
 WEIGHT_FRACTION = 16
 LIMIT = 2.0**11  # activations are clamped to +-LIMIT
+LARGEST = 2 * LIMIT  # what a layer may be given: an activation, or a sum of two
 HEADROOM = 2.0 ** (53 - FRACTION - WEIGHT_FRACTION)  # what a convolution's sums must stay below
 LONGEST = 1 << 17  # positions an attention may sum over
 NORM_LIMIT = 2.0**8  # LayerNorm's input: its sums of squares must stay exact
@@ -95,8 +97,8 @@ class _Table(nn.Module):
         self.register_buffer("values", torch.from_numpy(function_table(self.NAME)))
 
     def forward(self, x: Tensor) -> Tensor:
-        index = ((x.clamp(self.LOW, self.HIGH) - self.LOW) * 2.0**FRACTION).long()
-        return self.values[index]
+        index = x.clamp(self.LOW, self.HIGH).sub_(self.LOW).mul_(2.0**FRACTION).int()
+        return self.values.index_select(0, index.flatten()).view(x.shape)
 
 
 class ExactGELU(_Table):
@@ -120,47 +122,125 @@ def _weights(module: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
     """A layer's weight and bias on their grids. Raises ValueError when its sums might not be exact."""
     weight = to_grid(module.weight.detach().double(), WEIGHT_FRACTION)
     bias = to_grid(module.bias.detach().double(), FRACTION + WEIGHT_FRACTION)
-    largest = (weight.abs().flatten(1).sum(1) * (LIMIT + 1) + bias.abs()).max().item()
+    largest = _largest_sum(weight, bias, LARGEST)
     if not largest < HEADROOM:
         raise ValueError(f"weights are too large for exact arithmetic: sums up to {largest:.3g}, limit {HEADROOM:.3g}")
     return weight, bias
 
 
-class ExactConv2d(nn.Module):
-    """A convolution of grid activations as one matrix product, or, if depthwise, as shifted products."""
+def _largest_sum(weight: Tensor, bias: Tensor, largest: float) -> float:
+    """The most that a layer's partial sums can reach when its inputs reach `largest`."""
+    return (weight.abs().flatten(1).sum(1) * largest + bias.abs()).max().item()
 
-    def __init__(self, module: nn.Conv2d) -> None:
+
+def settle_units(x: Tensor) -> Tensor:
+    """`settle` in place, for a sum that is counted in units of 2^-FRACTION."""
+    return x.round_().mul_(2.0**-FRACTION).clamp_(-LIMIT, LIMIT)
+
+
+class ExactConv2d(nn.Module):
+    """A convolution as one matrix product. Weights, here and below, are such that sums count units of 2^-FRACTION."""
+
+    def __init__(self, module: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        weight, bias = _weights(module)
         self.kernel, self.stride, self.padding = module.kernel_size[0], module.stride[0], module.padding[0]
-        self.depthwise = module.groups > 1
-        self.register_buffer("weight", weight if self.depthwise else weight.flatten(1))
-        self.register_buffer("bias", bias)
+        self.register_buffer("weight", weight.flatten(1) * 2.0**FRACTION)
+        self.register_buffer("bias", bias[:, None] * 2.0**FRACTION)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in x.shape[2:])
-        if self.depthwise:
-            padded, total = F.pad(x, (self.padding,) * 4), self.bias[:, None, None]
-            for i in range(self.kernel):
-                for j in range(self.kernel):
-                    total = total + padded[:, :, i : i + height, j : j + width] * self.weight[:, :, i, j, None]
-            return settle(total)
+        if not self.padding and height == width == 1:  # one product for all windows
+            return settle_units((x.flatten(1) @ self.weight.T).add_(self.bias.T))[:, :, None, None]
         if self.kernel == 1 and self.stride == 1:
             columns = x.flatten(2)
         else:
             columns = F.unfold(x, self.kernel, padding=self.padding, stride=self.stride)
-        return settle(self.weight @ columns + self.bias[:, None]).unflatten(2, (height, width))
+        return settle_units((self.weight @ columns).add_(self.bias)).unflatten(2, (height, width))
+
+
+class ExactDepthwise(nn.Module):
+    """A depthwise 3x3 convolution as shifted products."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.permute(2, 3, 0, 1).unsqueeze(4) * 2.0**FRACTION)  # (3, 3, C, 1, 1)
+        self.register_buffer("bias", bias[:, None, None] * 2.0**FRACTION)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded, total = F.pad(x, (1, 1, 1, 1)), self.bias.expand(x.shape).contiguous()
+        for i in range(3):
+            for j in range(3):
+                total.addcmul_(padded[:, :, i : i + x.shape[2], j : j + x.shape[3]], self.weight[i, j])
+        return settle_units(total)
+
+
+class ExactWinograd(nn.Module):
+    """A 3x3 convolution by Winograd's F(2x2, 3x3): 16 products for each 2x2 outputs, not 36 (Lavin & Gray 2016).
+
+    It only adds, subtracts and halves beside them: with two more bits its sums are exact too, and the results the same.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight * 2.0**FRACTION)  # (16, outputs, inputs), from `winograd_weight`
+        self.register_buffer("bias", bias[:, None, None, None, None] * 2.0**FRACTION)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        tiles = F.pad(x.transpose(0, 1), (1, 1 + width % 2, 1, 1 + height % 2))
+        tiles = self._differences(self._differences(tiles, 3), 3)  # (4, 4, C, B, tile rows, tile columns)
+        rows, columns = tiles.shape[4:]
+        sums = torch.bmm(self.weight, tiles.view(16, x.shape[1], -1)).view(4, 4, -1, batch, rows, columns)
+        self._fold(sums)
+        self._fold(sums[:2].transpose(0, 1))
+        out = sums.new_empty(batch, sums.shape[2], rows, 2, columns, 2)
+        torch.add(sums[:2, :2].permute(3, 2, 4, 0, 5, 1), self.bias, out=out)
+        return settle_units(out.view(batch, -1, 2 * rows, 2 * columns)[:, :, :height, :width])
+
+    @staticmethod
+    def _differences(x: Tensor, dim: int) -> Tensor:
+        """Each window of four along `dim`, two apart, as (a - c, b + c, c - b, b - d), in a new first dimension."""
+        count = x.shape[dim] // 2 - 1
+        a, b, c, d = (x[(slice(None),) * dim + (slice(k, k + 2 * count, 2),)] for k in range(4))
+        out = x.new_empty(4, *a.shape)
+        for k, (left, right, sign) in enumerate([(a, c, -1), (b, c, 1), (c, b, -1), (b, d, -1)]):
+            torch.add(left, right, alpha=sign, out=out[k])
+        return out
+
+    @staticmethod
+    def _fold(x: Tensor) -> None:
+        """x[0], x[1] = x[0] + x[1] + x[2], x[1] - x[2] - x[3], in place."""
+        x[0].add_(x[1]).add_(x[2])
+        x[1].sub_(x[2]).sub_(x[3])
+
+
+def winograd_weight(weight: Tensor) -> Tensor:
+    """(outputs, inputs, 3, 3) -> (16, outputs, inputs), multiples of a quarter of the grid."""
+    turn = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]).to(weight) / 2
+    return torch.einsum("ai,bj,mcij->abmc", turn, turn, weight).flatten(0, 1)
+
+
+def exact_conv(module: nn.Conv2d) -> nn.Module:
+    """The fastest form that is exact for these weights; all give the same numbers."""
+    weight, bias = _weights(module)
+    if module.groups > 1:
+        return ExactDepthwise(weight, bias)
+    if module.kernel_size == (3, 3) and module.stride == module.padding == (1, 1):
+        turned = winograd_weight(weight)
+        if _largest_sum(turned.transpose(0, 1), bias, 4 * LARGEST) < HEADROOM / 4:
+            return ExactWinograd(turned, bias)
+    return ExactConv2d(module, weight, bias)
 
 
 class ExactLinear(nn.Module):
     def __init__(self, module: nn.Linear) -> None:
         super().__init__()
         weight, bias = _weights(module)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.register_buffer("weight", weight * 2.0**FRACTION)
+        self.register_buffer("bias", bias * 2.0**FRACTION)
 
     def forward(self, x: Tensor) -> Tensor:
-        return settle(x @ self.weight.T + self.bias)
+        return settle_units((x @ self.weight.T).add_(self.bias))
 
 
 class ExactLayerNorm(nn.Module):
@@ -250,9 +330,10 @@ class ExactLevelTable(nn.Module):
 
 
 REPLACEMENTS = {
-    nn.Conv2d: ExactConv2d,
+    nn.Conv2d: exact_conv,
     nn.Linear: ExactLinear,
     nn.LayerNorm: ExactLayerNorm,
+    nn.ReLU: lambda _: nn.ReLU(inplace=True),
     nn.GELU: lambda _: ExactGELU(),
     HalfTanh: lambda _: ExactHalfTanh(),
     Settle: lambda _: ExactSettle(),
