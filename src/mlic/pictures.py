@@ -1,55 +1,66 @@
-"""Pictures in and out of files, through Pillow: what the codec takes is 8-bit RGB or grey, upright."""
+"""Pictures as the codec takes them: 8 or 16 bits, grey or RGB, upright, with alpha and metadata. Pillow reads them."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import warnings
-from pathlib import Path
 from typing import BinaryIO, Union
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from .bands import bands
+from .deep import REDUCED, fits_8_bits, read_deep, to_8_bits
 from .errors import PictureError
+from .metadata import convert_to_srgb, exif_of, profile_space, to_srgb, xmp_of
+from .saving import picture_bytes, to_pillow, write_whole  # noqa: F401 (found here by the rest of the package)
+from .transparency import fill_transparent
 
 UPRIGHT = {  # EXIF orientation -> what undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: lambda values: values[:, ::-1],
+    3: lambda values: values[::-1, ::-1],
+    4: lambda values: values[::-1],
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: values[::-1].swapaxes(0, 1),
+    7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
+    8: lambda values: values[:, ::-1].swapaxes(0, 1),
 }
+OTHER_COLOURS = ("CMYK", "LAB", "YCbCr", "HSV")  # their colour profiles are of no use to RGB pixels
 PictureSource = Union[Image.Image, np.ndarray, str, os.PathLike, BinaryIO]
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """(H, W, 3) uint8 pixels; `grey` when the three channels are one. `notes` say what was converted or lost."""
+    """Upright pixels with what belongs to them. `notes` say what was converted or lost.
+
+    pixels: (H, W, 3) uint8 or uint16. grey: the three channels are one. alpha: (H, W) of the same type, None: opaque.
+    exif: a TIFF structure ("II*\\0..." or "MM\\0*...") whose orientation tag is 1. xmp: the packet.
+    """
 
     pixels: np.ndarray
     grey: bool = False
+    alpha: np.ndarray | None = None
     icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_picture(source: PictureSource) -> Picture:
-    """A PIL image, an (H, W, 3) or (H, W) uint8 array, a path or a binary file -> Picture.
+def read_picture(source: PictureSource, *, strip: bool = False) -> Picture:
+    """A PIL image, a path, a binary file or an array -> Picture.
 
+    Arrays are (H, W) or (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16
+    or bool. Files of 16 bits whose values are all 8-bit ones times 257 are taken as 8 bits, arrays are not.
+    `strip` leaves out EXIF, XMP and the colour profile, after converting the pixels to sRGB where it is another one.
     Raises PictureError when it is no picture, or none this codec can code.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _assembled(_checked(source))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on odd metadata and large pictures
-            if isinstance(source, Image.Image):
-                return _from_pillow(source)
-            with Image.open(source) as image:
-                return _from_pillow(image)
+            return _assembled(*_load(source, strip))
     except (PictureError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -60,82 +71,124 @@ def read_picture(source: PictureSource) -> Picture:
         raise PictureError(f"the picture cannot be read: {error}") from error
 
 
-def _from_array(array: np.ndarray) -> Picture:
+def read_pixels(source: PictureSource) -> Picture:
+    """`read_picture` without metadata, for measuring. Raises PictureError where pixels of 8 bits are not all there is."""
+    picture = read_picture(source)
+    if picture.pixels.dtype != np.uint8 or picture.alpha is not None:
+        raise PictureError("only opaque pictures of 8 bits can be measured")
+    return Picture(picture.pixels, picture.grey, notes=picture.notes)
+
+
+def _assembled(values: np.ndarray, orientation: int = 1, others: dict | None = None) -> Picture:
+    """(H, W, 1..4) values as stored, their EXIF orientation, and other fields -> Picture."""
+    if orientation in UPRIGHT:
+        values = UPRIGHT[orientation](values)
+    channels = values.shape[2]
+    grey, alpha = channels < 3, None
+    if channels in (2, 4):
+        alpha = np.ascontiguousarray(values[..., -1])
+        if alpha.min() == np.iinfo(alpha.dtype).max:
+            alpha = None
+    pixels = values[..., :1].repeat(3, 2) if grey else np.ascontiguousarray(values[..., :3])
+    if alpha is not None:
+        pixels = fill_transparent(pixels, alpha)
+    return Picture(pixels, grey, alpha, **(others or {}))
+
+
+def _checked(array: np.ndarray) -> np.ndarray:
+    """-> (H, W, 1..4) uint8 or uint16, or PictureError."""
     shaped = array[..., None] if array.ndim == 2 else array
-    if array.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[2] not in (1, 3) or 0 in array.shape:
+    kind = array.dtype.newbyteorder("=")
+    if kind not in (np.uint8, np.uint16, np.bool_) or shaped.ndim != 3 or shaped.shape[2] > 4 or 0 in array.shape:
         raise PictureError(
-            f"an array of shape {array.shape} and type {array.dtype} is no picture; give (H, W, 3) or (H, W) uint8"
+            f"an array of shape {array.shape} and type {array.dtype} is no picture; give (H, W) or (H, W, 1) grey, "
+            "(H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8 (0..255), uint16 (0..65535) or bool"
         )
-    grey = shaped.shape[2] == 1
-    return Picture(np.ascontiguousarray(shaped.repeat(3, 2) if grey else shaped), grey)
+    return shaped * np.uint8(255) if kind == np.bool_ else shaped.astype(kind, copy=False)
 
 
-def _from_pillow(image: Image.Image) -> Picture:
-    notes: list[str] = []
+def _load(source: Image.Image | str | os.PathLike | BinaryIO, strip: bool) -> tuple[np.ndarray, int, dict]:
+    """-> values as stored (H, W, 1..4), orientation, metadata. When this returns, the image's memory is free again."""
+    if not isinstance(source, Image.Image):
+        with Image.open(source) as image:
+            return _load(image, strip)
+    image, notes = source, []
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"only one of {image.n_frames} frames is kept")
+    values = read_deep(image, notes)
     image.load()
-    icc = image.info.get("icc_profile")
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-    if orientation in UPRIGHT:  # not by ImageOps.exif_transpose, which fails where it cannot write the EXIF data anew
-        image = image.transpose(UPRIGHT[orientation])
     if image.width == 0 or image.height == 0:
         raise PictureError("the picture has no pixels")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        notes.append("reduced to 8 bits per channel")
-        values = np.asarray(image, np.float64)
-        wide = image.mode.startswith("I;16") or values.max() > 255
-        image = Image.fromarray(np.clip(np.rint(values / 257 if wide else values), 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() != (255, 255):
-            notes.append("transparency is laid on white")
-        grey = image.mode in ("1", "L", "LA", "La")
-        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(canvas, rgba).convert("L" if grey else "RGB")
-    grey = image.mode in ("1", "L")
-    if image.mode not in ("1", "L", "P", "RGB"):
-        notes.append(f"converted from {image.mode} to RGB")
-        icc = None  # it described the other colour space
-    return Picture(np.array(image.convert("RGB")), grey, icc, tuple(notes))
+    if values is None:
+        values = _from_numbers(image, notes) if image.mode in ("I", "F") else _from_8_bits(image, notes)
+    if values.dtype == np.uint16 and fits_8_bits(values):
+        values = to_8_bits(values)
+    icc = image.info.get("icc_profile") if image.mode not in OTHER_COLOURS else None
+    if icc and profile_space(icc) not in ((b"RGB ", b"GRAY") if values.shape[2] < 3 else (b"RGB ",)):
+        notes.append("the colour profile does not fit the picture and is left out")
+        icc = None
+    kept = {}
+    if strip and icc:
+        values = _in_srgb(values, icc, notes)
+    elif not strip:
+        kept = {"icc": icc, "exif": _exif(image, notes), "xmp": xmp_of(image)}
+    return values, _orientation(image), kept | {"notes": tuple(notes)}
 
 
-def to_pillow(pixels: np.ndarray, *, grey: bool = False, icc: bytes | None = None) -> Image.Image:
-    """(H, W, 3) uint8 -> PIL image, mode L when grey."""
-    image = Image.fromarray(np.rint(pixels.mean(2)).astype(np.uint8) if grey else pixels)
-    if icc:
-        image.info["icc_profile"] = icc
-    return image
+def _from_numbers(image: Image.Image, notes: list[str]) -> np.ndarray:
+    """Mode I or F -> (H, W, 1): values to 255 are taken as 8 bits, larger ones as 16, float ones to 1 as shares."""
+    stored = np.asarray(image)
+    largest = np.nanmax(stored, initial=0)
+    kind = np.uint8 if (1 if image.mode == "F" else 0) < largest <= 255 else np.uint16
+    most = np.iinfo(kind).max
+    if image.mode == "F" and largest <= 1:
+        notes.append(f"values of 0 to 1 are taken as 0 to {most}")
+        stored = stored * most
+    values = np.clip(np.rint(np.nan_to_num(stored, posinf=most)), 0, most).astype(kind)
+    if (values != stored).any():
+        notes.append(f"values are rounded to whole numbers of 0 to {most}")
+    return values[..., None]
 
 
-def picture_bytes(image: Image.Image, extension: str) -> bytes:
-    """Encode to the format a file name extension (".png", ".jpg", ...) stands for. Raises PictureError."""
-    kind = Image.registered_extensions().get(extension.lower())
-    if kind is None or kind not in Image.SAVE:
-        what = f"of type {extension}" if extension else "without an extension"
-        raise PictureError(f"cannot write pictures {what}; .png always works")
-    buffer = io.BytesIO()
-    options = {"icc_profile": image.info["icc_profile"]} if "icc_profile" in image.info else {}
-    options |= {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+def _from_8_bits(image: Image.Image, notes: list[str]) -> np.ndarray:
+    """Any other mode -> (H, W, 1..4) uint8."""
+    target = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + ("A" if image.has_transparency_data else "")
+    transform = None
+    if image.mode == "CMYK" and image.info.get("icc_profile"):
+        transform = to_srgb(image.info["icc_profile"], "CMYK")
+    if image.mode in (*OTHER_COLOURS, "RGBX"):
+        notes.append(f"converted from {image.mode} to RGB" + (" by its colour profile" if transform else ""))
+    values = np.empty((image.height, image.width, len(target)), np.uint8)
+    for rows in bands(image.height):
+        band = image.crop((0, rows.start, image.width, rows.stop))
+        band = ImageCms.applyTransform(band, transform) if transform else band.convert(target)
+        values[rows] = np.asarray(band).reshape(values[rows].shape)
+    return values
+
+
+def _in_srgb(values: np.ndarray, icc: bytes, notes: list[str]) -> np.ndarray:
+    """Values that can do without their colour profile."""
+    wide = values.dtype == np.uint16
+    before = to_8_bits(values) if wide else values
+    after = convert_to_srgb(before, icc)
+    if after is None:
+        notes.append("the colour profile is damaged and left out")
+    if after is None or after is before:
+        return values
+    notes += ["converted to sRGB", *([REDUCED] if wide else [])]
+    return after
+
+
+def _exif(image: Image.Image, notes: list[str]) -> bytes | None:
     try:
-        image.save(buffer, kind, **options)
-    except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be written as {kind}: {error}") from None
-    return buffer.getvalue()
+        return exif_of(image)
+    except Exception:  # Pillow can raise anything on odd tags
+        notes.append("the EXIF data is damaged and left out")
+        return None
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it appears complete or not at all."""
+def _orientation(image: Image.Image) -> int:
     try:
-        if path.exists() and not path.is_file():  # a device or pipe: not to be replaced
-            path.write_bytes(data)
-            return
-        real = Path(os.path.realpath(path))  # where path is a link, it stays one
-        partial = real.with_name(f".{real.name[:40]}.{os.getpid()}.part")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, real)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as above
+        return 1
