@@ -24,7 +24,7 @@ def main(picture: str, model: str) -> None:
     network, content = load_model(model), read_picture(picture)
     before, wrong = (0, 0.0), []
     for quality in range(1, 101):
-        encoded = encode_picture(network, content, quality)
+        encoded = encode_picture(network, content, quality, reconstruct=True)
         now = (len(encoded.data), psnr(encoded.reconstruction, content.pixels))
         if now[0] < before[0] or now[1] < before[1]:
             wrong.append(f"{quality}: {before[0]} bytes {before[1]:.3f} dB -> {now[0]} bytes {now[1]:.3f} dB")

@@ -45,7 +45,7 @@ def measure(path: Path, quality: float, model: str, threads: int) -> dict:
         decode_s = run("decode", "-j", str(threads), str(coded), "-o", str(back))
         data = coded.read_bytes()
         decoded = np.asarray(Image.open(back).convert("RGB"))
-    expected = encode_picture(network, picture, quality)
+    expected = encode_picture(network, picture, quality, reconstruct=True)
     estimate = estimate_bytes(network, picture, quality)
     structural = ms_ssim(decoded, picture.pixels)
     return {

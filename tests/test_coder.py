@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlic import codec
+from mlic import codec, decoding
 from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.config import FAST, AttentionConfig
 from mlic.container import MlicFile
@@ -68,8 +68,10 @@ def slow_encode(batches) -> tuple[bytes, bytes, int]:
 class SlowDecoder:
     """Same methods as SymbolDecoder, so that it can stand in for it."""
 
-    def __init__(self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0) -> None:
+    def __init__(self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0, *, partial: bool = False):
+        assert not partial
         self.gaussian, self.prior, self.prior_row = SlowTables(tables.gaussian), SlowTables(tables.prior), prior_row
+        self.batches = 0
         self.words = [int.from_bytes(stream[i : i + 4], "little") for i in range(0, len(stream), 4)]
         self.escapes, self.checksum, self.raw = list(escapes), checksum, b""
         self.state = 0
@@ -354,7 +356,7 @@ def test_order_of_symbols():
     z = torch.arange(channels * height * width, dtype=torch.float32).view(1, channels, height, width)
     y = torch.arange(4 * 4 * 6, dtype=torch.float32).view(1, 4, 4, 6)
     out = Recorder()
-    write = Write(y, z, (4,), tiny.gaussian, out)
+    write = Write(y, z, (4,), tiny.gaussian, [out])
     tiny.prior.median.zero_()
     write.hyper(tiny.prior, None)
     assert out.hyper[0] == list(range(channels * height * width))
@@ -364,7 +366,7 @@ def test_order_of_symbols():
         write.latent(0, anchor, mean, mean)
         wanted = [(c, r, k) for c in range(4) for r in range(4) for k in range(6) if ((r + k) % 2 == 1) == anchor]
         assert out.latent == [int(y[0, c, r, k]) for c, r, k in wanted]
-        back = Read((height, width), tiny.gaussian, out).latent(0, anchor, mean, mean)
+        back = Read((height, width), tiny.gaussian, [out]).latent(0, anchor, mean, mean)
         assert (back - mean).flatten().tolist() == out.latent
 
 
@@ -399,7 +401,7 @@ def test_whole_file_with_the_other_decoder(monkeypatch):
     seal(model)
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     data = codec.encode(picture, 80, model)
-    assert MlicFile.from_bytes(data).quality % 256 and MlicFile.from_bytes(data).escapes
+    assert MlicFile.from_bytes(data).quality % 256 and MlicFile.from_bytes(data).tiles[0].escapes
     wanted = np.asarray(codec.decode(data, model))
-    monkeypatch.setattr(codec, "SymbolDecoder", SlowDecoder)
+    monkeypatch.setattr(decoding, "SymbolDecoder", SlowDecoder)
     np.testing.assert_array_equal(np.asarray(codec.decode(data, model)), wanted)

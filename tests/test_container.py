@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from mlic.container import EXACT, MAX_ANCILLARY, NO_QUALITY, RGB, SIGNATURE, MlicFile
+from mlic.container import EXACT, MAX_ANCILLARY, NO_QUALITY, RGB, SIGNATURE, CodedTile, MlicFile
 from mlic.errors import DamagedFile, PictureError, UnsupportedFile, WeightsError
 
 FILE = MlicFile(
@@ -21,9 +21,12 @@ FILE = MlicFile(
     quality=8064,
     model="fast",
     digest=bytes(range(8)),
-    checksum=0x12345678,
-    escapes=b"\x05\x80\x01",
-    stream=b"eight by",
+    tiles=(CodedTile(checksum=0x12345678, escapes=b"\x05\x80\x01", stream=b"eight by"),),
+)
+TILED = dataclasses.replace(
+    FILE,
+    tile=128,  # 3 x 2 tiles
+    tiles=tuple(CodedTile(checksum=i, escapes=bytes(i % 2), stream=bytes([i]) * 4 * i) for i in range(6)),
 )
 PROFILE = b"a colour profile " * 30
 
@@ -43,6 +46,12 @@ def data(escapes=b"\x05\x80\x01", stream=b"eight by", length=None) -> bytes:
     return chunk(b"DATA", struct.pack("<II", 0x12345678, length) + escapes + stream)
 
 
+def index(side=128, count=6, escapes=0, stream=0) -> bytes:
+    entries = b"".join(struct.pack("<III", i, i % 2 + escapes, 4 * i + stream) for i in range(count))
+    return chunk(b"TILE", struct.pack("<I", side) + entries)
+
+
+TILED_DATA = chunk(b"DATA", b"".join(bytes(i % 2) + bytes([i]) * 4 * i for i in range(6)))
 START = b"\x93MLIC\x01"
 ICCP = chunk(b"iccp", zlib.compress(PROFILE))
 
@@ -64,13 +73,17 @@ def test_bytes_of_a_file():
         {"icc": PROFILE},
         {"icc": np.random.default_rng(0).bytes(3000)},
         {"colour": 0, "quality": NO_QUALITY, "model": "mlic++"},
-        {"width": 1, "height": 1, "escapes": b"", "stream": b""},
+        {"width": 1, "height": 1, "tiles": (CodedTile(checksum=1, escapes=b"", stream=b""),)},
+        {"tile": 128, "tiles": TILED.tiles},
+        {"depth": 16, "alpha": b"a PNG", "exif": b"II*\0" + bytes(50), "xmp": b"<x/>" * 9},
+        {"depth": 16, "colour": 0, "icc": PROFILE, "xmp": b"<x/>", "tile": 256, "tiles": TILED.tiles[:2]},
         {"width": 65536, "height": 2048},
         {"model": "é" * 127 + "x"},
         {"model": ""},
-        {"quality": 0, "checksum": 0, "digest": bytes(8)},
+        {"quality": 0, "digest": bytes(8)},
     ],
-    ids=["plain", "profile", "noise-profile", "grey-one-rate", "smallest", "largest", "long-name", "no-name", "zeros"],
+    ids=["plain", "profile", "noise-profile", "grey-one-rate", "smallest", "tiles", "everything", "grey-tiles"]
+    + ["largest", "long-name", "no-name", "zeros"],
 )
 def test_round_trip(change):
     file = dataclasses.replace(FILE, **change)
@@ -80,9 +93,9 @@ def test_round_trip(change):
     assert back.to_bytes() == content
 
 
-@pytest.mark.parametrize("icc", [None, b"profile"], ids=["plain", "profile"])
-def test_no_changed_byte_is_accepted(icc):
-    content = bytearray(dataclasses.replace(FILE, icc=icc).to_bytes())
+@pytest.mark.parametrize("file", [FILE, dataclasses.replace(TILED, icc=b"p", exif=b"e", alpha=b"a")], ids=["plain", "all"])
+def test_no_changed_byte_is_accepted(file):
+    content = bytearray(file.to_bytes())
     for at, byte in enumerate(bytes(content)):
         for value in range(256):
             if value != byte:
@@ -94,7 +107,7 @@ def test_no_changed_byte_is_accepted(icc):
 
 
 def test_no_swapped_or_missing_bytes_are_accepted():
-    content = dataclasses.replace(FILE, icc=PROFILE).to_bytes()
+    content = dataclasses.replace(TILED, icc=PROFILE).to_bytes()
     rng = np.random.default_rng(0)
     for _ in range(500):
         a, b = sorted(rng.integers(len(SIGNATURE) + 1, len(content), 2).tolist())
@@ -105,13 +118,39 @@ def test_no_swapped_or_missing_bytes_are_accepted():
                     MlicFile.from_bytes(wrong)
 
 
-@pytest.mark.parametrize("icc", [None, PROFILE], ids=["plain", "profile"])
-def test_no_truncated_file_is_accepted(icc):
-    content = dataclasses.replace(FILE, icc=icc).to_bytes()
+@pytest.mark.parametrize("file", [FILE, dataclasses.replace(TILED, icc=PROFILE)], ids=["plain", "tiles"])
+def test_no_truncated_file_is_accepted(file):
+    content = file.to_bytes()
     for length in range(len(content)):
         with pytest.raises(DamagedFile) as caught:
             MlicFile.from_bytes(content[:length])
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", [FILE, dataclasses.replace(TILED, icc=PROFILE)], ids=["plain", "tiles"])
+def test_truncated_files_where_allowed(file):
+    """What is there comes back, in whole words, and nothing else; before the coded data it is damage as ever."""
+    content = file.to_bytes()
+    start = content.index(b"DATA") + 8
+    seen = set()
+    for length in range(len(content)):
+        try:
+            part = MlicFile.from_bytes(content[:length], allow_partial=True)
+        except DamagedFile:
+            assert length < start + 8
+            continue
+        assert part.truncated and length >= start
+        assert dataclasses.replace(part, truncated=False, tiles=file.tiles) == file
+        for tile, whole in zip(part.tiles, file.tiles):
+            assert tile.checksum == whole.checksum and (tile.cut or tile == whole)
+            assert whole.stream.startswith(tile.stream) and len(tile.stream) % 4 == 0
+            assert whole.escapes.startswith(tile.escapes)
+            assert not tile.stream or tile.escapes == whole.escapes
+        seen.add(sum(tile.cut for tile in part.tiles))
+    assert seen == ({1} if not file.tile else {0, 1, 2, 3, 4, 5})
+    assert MlicFile.from_bytes(content, allow_partial=True) == file
+    with pytest.raises(DamagedFile, match="checksum"):
+        MlicFile.from_bytes(content[:-1] + b"!", allow_partial=True)
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"\n", data(), chunk(b"more", b""), FILE.to_bytes()])
@@ -138,13 +177,13 @@ def test_another_version(version):
 
 def test_unknown_chunks():
     """Lower-case ones are skipped wherever they stand, upper-case ones are needed to understand the picture."""
-    extra = chunk(b"exif", b"anything") + chunk(b"xYZW", b"")
+    extra = chunk(b"gpsd", b"anything") + chunk(b"xYZW", b"")
     assert MlicFile.from_bytes(START + head() + extra + data()) == FILE
     assert MlicFile.from_bytes(START + head() + chunk(b"note", b"") + ICCP + extra + data()).icc == PROFILE
-    for kind in (b"ALPH", b"Exif"):
+    for kind in (b"DEEP", b"Exif"):
         with pytest.raises(UnsupportedFile, match=kind.decode()):
             MlicFile.from_bytes(START + head() + chunk(kind, b"anything") + data())
-    with pytest.raises(DamagedFile, match="checksum of chunk exif"):
+    with pytest.raises(DamagedFile, match="checksum of chunk gpsd"):
         MlicFile.from_bytes(START + head() + extra.replace(b"anything", b"Anything") + data())
 
 
@@ -187,6 +226,20 @@ DAMAGED = {
     "profile-with-more": head() + chunk(b"iccp", zlib.compress(PROFILE) + b"\0") + data(),
     "profile-wrong-adler": head() + chunk(b"iccp", zlib.compress(PROFILE)[:-4] + bytes(4)) + data(),
     "profile-needs-dictionary": head() + chunk(b"iccp", b"\x78\xbb\0\0\0\1") + data(),
+    "exif-not-zlib": head() + chunk(b"exif", b"II*") + data(),
+    "xmp-cut": head() + chunk(b"xmpd", zlib.compress(PROFILE)[:-1]) + data(),
+    "tiles-without-index": head() + TILED_DATA,
+    "index-empty": head() + chunk(b"TILE", b"") + TILED_DATA,
+    "index-of-one-tile-less": head() + index(count=5) + TILED_DATA,
+    "index-of-one-tile-more": head() + index(count=7) + TILED_DATA,
+    "index-of-other-tiles": head() + index(side=64) + TILED_DATA,
+    "index-too-short-streams": head() + index() + chunk(b"DATA", TILED_DATA[8:-4] + b"more"),
+    "index-too-long-streams": head() + index(stream=4) + TILED_DATA,
+    "index-too-long-escapes": head() + index(escapes=1) + TILED_DATA,
+    "index-of-4-gib": head() + index(escapes=2**32 - 2) + TILED_DATA,
+    "tiles-of-0": head() + index(side=0) + TILED_DATA,
+    "tiles-of-100": head() + index(side=100) + TILED_DATA,
+    "tiles-of-4-gib": head() + index(side=2**32 - 64, count=1) + data(),
     "length-of-4-gib": b"HEAD\xff\xff\xff\xff" + bytes(50),
     "length-of-4-gib-unknown": head() + b"note\xff\xff\xff\xff" + bytes(50),
     "length-one-too-long": head() + b"DATA\x09\0\0\0" + bytes(12),
@@ -197,7 +250,7 @@ UNSUPPORTED = {
     "one-row-too-many": head(width=65536, height=2049) + data(),
     "largest-sides": head(width=2**32 - 1, height=2**32 - 1) + data(),
     "product-wraps-32-bits": head(width=65536, height=65536) + data(),
-    "colour-2": head(colour=2) + data(),
+    "colour-4": head(colour=4) + data(),
     "colour-255": head(colour=255) + data(),
     "arithmetic-2": head(arithmetic=2) + data(),
 }
@@ -220,11 +273,13 @@ def test_refused_as_unsupported(content):
 def test_the_attacks_differ_from_a_good_file_in_one_thing():
     assert MlicFile.from_bytes(START + head() + data()) == FILE
     assert MlicFile.from_bytes(START + head() + ICCP + data()).icc == PROFILE
+    assert MlicFile.from_bytes(START + head() + index() + TILED_DATA) == TILED
+    assert MlicFile.from_bytes(START + head(colour=2) + data()).depth == 16
     assert MlicFile.from_bytes(START + head(width=65536, height=2048) + data()).width == 65536
 
 
 def test_lengths_allocate_nothing():
-    for name in ("length-of-4-gib", "length-of-4-gib-unknown", "escapes-of-4-gib"):
+    for name in ("length-of-4-gib", "length-of-4-gib-unknown", "escapes-of-4-gib", "index-of-4-gib"):
         tracemalloc.start()
         with pytest.raises(DamagedFile):
             MlicFile.from_bytes(START + DAMAGED[name])

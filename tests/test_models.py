@@ -110,7 +110,7 @@ def test_file_size_is_the_estimate(small_models, name):
     pixels = np.random.default_rng(0).integers(0, 256, (192, 256, 3)).astype(np.uint8)
     picture = read_picture(pixels)
     data = encode_picture(model, picture, 60 if model.config.variable_rate else None).data
-    escapes = len(MlicFile.from_bytes(data).escapes)
+    escapes = len(MlicFile.from_bytes(data).tiles[0].escapes)
     assert len(data) - escapes <= 1.01 * estimate_bytes(model, picture, 60 if model.config.variable_rate else None) + 64
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 
 import numpy as np
@@ -12,25 +11,40 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .coder import SymbolDecoder, SymbolEncoder
+from .alpha import alpha_bytes
+from .coder import SymbolEncoder
 from .config import CONFIGS
-from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, MAX_PIXELS, MAX_SIDE, NO_QUALITY, RGB, MlicFile
-from .errors import DamagedFile, PictureError, UnsupportedFile, WeightsError
-from .exact import exact_twin
+from .container import (
+    DIGEST_BYTES,
+    EXACT,
+    FLOAT,
+    GREY,
+    MAX_PIXELS,
+    MAX_SIDE,
+    NO_QUALITY,
+    RGB,
+    TILE_UNIT,
+    CodedTile,
+    MlicFile,
+)
+from .decoding import arithmetic, decode_file, decode_picture, level_tensor, prior_row, synthesise
+from .errors import PictureError, WeightsError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture, to_pillow
-from .strategies import Estimate, Read, Write
+from .strategies import Estimate, Write
+from .tiles import LATENT, Box, Progress, Workers, boxes, default_side, margin
 from .weights import load_model
 
+__all__ = ["decode", "decode_file", "decode_picture", "encode", "encode_picture", "estimate_bytes", "model_for"]
 DEFAULT_QUALITY = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A file's bytes and what its decoder will give: (H, W, 3) uint8."""
+    """A file's bytes and, if asked for, the pixels its decoder will give: (H, W, 3) uint8 or uint16."""
 
     data: bytes
-    reconstruction: np.ndarray
+    reconstruction: np.ndarray | None = None
 
 
 def quality_to_code(quality: float, levels: int) -> int:
@@ -45,13 +59,14 @@ def quality_to_code(quality: float, levels: int) -> int:
 
 
 def encode(
-    image: PictureSource,
+    image: PictureSource | Tensor,
     quality: float | None = None,
     model: str | CompressionModel = "fast",
     *,
     exact: bool = True,
 ) -> bytes:
-    """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 array, a path or a binary file.
+    """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 or uint16 array, a (3, H, W) tensor, a
+    path or a binary file.
 
     With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
     comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another
@@ -62,6 +77,10 @@ def encode(
     >>> decode(data).size
     (30, 20)
     """
+    if isinstance(image, Tensor):
+        from .tensors import encode_tensor  # which imports this module
+
+        return encode_tensor(image, quality, model, exact=exact)
     network = load_model(model) if isinstance(model, str) else model
     picture = read_picture(image)
     for note in picture.notes:
@@ -70,14 +89,14 @@ def encode(
 
 
 def decode(data: bytes, model: str | CompressionModel | None = None) -> Image.Image:
-    """Decode the bytes of a .mlic file to a PIL image, mode RGB or L.
+    """Decode the bytes of a .mlic file to a PIL image, mode RGB, RGBA, L, LA or I;16.
 
     `model` is only needed where the file's weights are not installed. Raises DamagedFile, UnsupportedFile or
     WeightsError.
     """
     file = MlicFile.from_bytes(data)
     network = model_for(file, model)
-    return to_pillow(decode_picture(network, file), grey=file.colour == GREY, icc=file.icc)
+    return to_pillow(decode_file(network, file))
 
 
 def model_for(file: MlicFile, model: str | CompressionModel | None = None, device: str = "cpu") -> CompressionModel:
@@ -97,54 +116,69 @@ def model_for(file: MlicFile, model: str | CompressionModel | None = None, devic
 
 @torch.inference_mode()
 def encode_picture(
-    model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True
+    model: CompressionModel,
+    picture: Picture,
+    quality: float | None = None,
+    *,
+    exact: bool = True,
+    tile: int | None = None,
+    reconstruct: bool = False,
+    progress: Progress | None = None,
 ) -> Encoded:
+    """A picture to a file. `tile` is the side of the tiles in pixels, a multiple of 64, or 0 for one tile; None tiles
+    large pictures. `progress(done, total)` is called after each tile. Raises PictureError, WeightsError, ValueError.
+    """
     height, width = picture.pixels.shape[:2]
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         raise PictureError(f"{width}x{height} pixels are too many: at most {MAX_PIXELS >> 20} Mi, {MAX_SIDE} a side")
-    code = _quality_code(model, quality)
-    level = _level(model, code)
-    x = _to_tensor(model, picture.pixels)
-    y = model.analyse(x, level)
-    z = model.h_a(y)
-    if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
-        raise WeightsError("the network's output is not finite: are the weights damaged?")
-    symbols = SymbolEncoder(model.tables, _prior_row(model, code))
-    y_hat = _arithmetic(model, exact).code(Write(y, z, model.config.slices, model.gaussian, symbols), level)
-    stream, escapes, checksum = symbols.finish()
+    if tile and (tile % TILE_UNIT or not TILE_UNIT <= tile <= MAX_SIDE):
+        raise ValueError(f"tiles have sides of a multiple of {TILE_UNIT} pixels, up to {MAX_SIDE}, not {tile}")
+    side = default_side(height, width) if tile is None else tile
+    code = quality_code(model, quality)
+    level, coding = level_tensor(model, code), arithmetic(model, exact)
+    whole = Box(0, 0, height, width)
+    tiles = [box.aligned(STRIDE) for box in boxes(height, width, side)]
+
+    def code_tile(box: Box) -> tuple[CodedTile, Tensor | None]:
+        around = box.grown(margin(model.config), whole.aligned(STRIDE))
+        rows, columns = box.within(around, LATENT)
+        y = model.analyse(_to_tensor(model, picture.pixels, around), level)[:, :, rows, columns]
+        z = model.h_a(y)
+        if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
+            raise WeightsError("the network's output is not finite: are the weights damaged?")
+        symbols = SymbolEncoder(model.tables, prior_row(model, code))
+        y_hat = coding.code(Write(y, z, model.config.slices, model.gaussian, [symbols]), level)
+        stream, escapes, checksum = symbols.finish()
+        return CodedTile(checksum=checksum, escapes=escapes, stream=stream), y_hat.float() if reconstruct else None
+
+    coded, y_hats = [], {}
+    with Workers(len(tiles), model.prior.median.device, progress) as workers:
+        for box, (one, y_hat) in zip(tiles, workers.map(code_tile, tiles)):
+            coded.append(one)
+            y_hats[box] = y_hat
+            workers.tick()
     file = MlicFile(
         width=width,
         height=height,
         colour=GREY if picture.grey else RGB,
+        depth=16 if picture.pixels.dtype == np.uint16 else 8,
         arithmetic=EXACT if exact else FLOAT,
         quality=code,
         model=model.config.name,
         digest=model.digest[:DIGEST_BYTES],
-        checksum=checksum,
-        escapes=escapes,
-        stream=stream,
+        tile=side if len(tiles) > 1 else 0,
+        tiles=tuple(coded),
+        alpha=None if picture.alpha is None else alpha_bytes(picture.alpha),
         icc=picture.icc,
+        exif=picture.exif,
+        xmp=picture.xmp,
     )
-    return Encoded(file.to_bytes(), _to_pixels(model.synthesise(y_hat, level), height, width))
-
-
-@torch.inference_mode()
-def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
-    """-> (height, width, 3) uint8. Raises DamagedFile when the symbols fail the file's checksum."""
-    if (file.quality == NO_QUALITY) == model.config.variable_rate:
-        raise DamagedFile(f"the file's quality does not fit model {model.config.name!r}")
-    if model.config.variable_rate and file.quality > (model.config.quality_levels - 1) * 256:
-        raise UnsupportedFile(f"quality level {file.quality / 256:g} is beyond model {model.config.name!r}")
-    level = _level(model, file.quality)
-    z_size = (math.ceil(file.height / STRIDE), math.ceil(file.width / STRIDE))
-    prior_row = _prior_row(model, file.quality)
-    # before anything as large as the picture is allocated: can so few bytes hold as much as z?
-    if 8 * len(file.stream) + 64 < z_size[0] * z_size[1] * model.tables.prior.least_bits(prior_row, model.config.z_channels):
-        raise DamagedFile(f"{len(file.stream)} bytes are too few for {file.width}x{file.height} pixels")
-    source = SymbolDecoder(model.tables, file.stream, file.escapes, file.checksum, prior_row)
-    y_hat = _arithmetic(model, file.arithmetic == EXACT).code(Read(z_size, model.gaussian, source), level)
-    source.finish()
-    return _to_pixels(model.synthesise(y_hat, level), file.height, file.width)
+    pixels = None
+    if reconstruct:
+        pixels = np.empty((height, width, 3), picture.pixels.dtype)
+        for box in tiles:
+            synthesise(model, y_hats, box.cut(whole), whole, level, pixels, whole)
+    return Encoded(file.to_bytes(), pixels)
 
 
 @torch.inference_mode()
@@ -152,24 +186,15 @@ def estimate_bytes(
     model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True
 ) -> float:
     """The model's own estimate of a file's size, before tables, headers and rounding to bytes."""
-    level = _level(model, _quality_code(model, quality))
+    level = level_tensor(model, quality_code(model, quality))
     x = _to_tensor(model, picture.pixels)
     y = model.analyse(x, level)
     estimate = Estimate(y, model.h_a(y), model.config.slices, model.gaussian, noisy=False)
-    _arithmetic(model, exact).code(estimate, level)
+    arithmetic(model, exact).code(estimate, level)
     return float(estimate.y_bits + estimate.z_bits) / 8
 
 
-def _arithmetic(model: CompressionModel, exact: bool) -> CompressionModel:
-    if not exact:
-        return model
-    try:
-        return exact_twin(model)
-    except ValueError as error:
-        raise WeightsError(f"{error}; only float arithmetic is possible with them") from None
-
-
-def _quality_code(model: CompressionModel, quality: float | None) -> int:
+def quality_code(model: CompressionModel, quality: float | None) -> int:
     if model.config.variable_rate:
         return quality_to_code(DEFAULT_QUALITY if quality is None else quality, model.config.quality_levels)
     if quality is not None:
@@ -177,22 +202,14 @@ def _quality_code(model: CompressionModel, quality: float | None) -> int:
     return NO_QUALITY
 
 
-def _level(model: CompressionModel, code: int) -> Tensor | None:
-    return None if code == NO_QUALITY else torch.tensor([code / 256], device=model.prior.median.device)
-
-
-def _prior_row(model: CompressionModel, code: int) -> int:
-    """First of the prior's table rows at a level, which is rounded to a whole one."""
-    return 0 if code == NO_QUALITY else (code + 128) // 256 * model.config.z_channels
-
-
-def _to_tensor(model: CompressionModel, pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H', W') float32 in 0..1, padded right and bottom to multiples of 64."""
-    x = torch.from_numpy(pixels).to(model.prior.median.device).permute(2, 0, 1)[None].float() / 255
-    pad = (0, -pixels.shape[1] % STRIDE, 0, -pixels.shape[0] % STRIDE)
+def _to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box | None = None) -> Tensor:
+    """A part of (H, W, 3) uint8 or uint16 -> (1, 3, h, w) float32 in 0..1; beyond the picture, which is padded right and
+    bottom to multiples of 64, as the model's config says.
+    """
+    whole = Box(0, 0, *pixels.shape[:2])
+    part = part or whole.aligned(STRIDE)
+    rows, columns = part.cut(whole).within(whole)
+    values = np.ascontiguousarray(pixels[rows, columns], np.float32).transpose(2, 0, 1)[None]
+    x = torch.from_numpy(values).to(model.prior.median.device).contiguous() / np.iinfo(pixels.dtype).max
+    pad = (0, part.size[1] - x.shape[3], 0, part.size[0] - x.shape[2])
     return F.pad(x, pad, mode="replicate") if model.config.padding == "edge" else F.pad(x, pad)
-
-
-def _to_pixels(x: Tensor, height: int, width: int) -> np.ndarray:
-    x = x[0, :, :height, :width].clamp(0, 1) * 255
-    return x.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -83,9 +83,15 @@ class SymbolEncoder:
 
 
 class SymbolDecoder:
-    """Gives back, batch by batch, what a SymbolEncoder was given. Raises DamagedFile where that cannot be."""
+    """Gives back, batch by batch, what a SymbolEncoder was given. Raises DamagedFile where that cannot be.
 
-    def __init__(self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0) -> None:
+    With `partial`, the stream may end early: from the batch in which it does, all symbols are given as zeros.
+    `batches` counts the whole ones.
+    """
+
+    def __init__(
+        self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0, *, partial: bool = False
+    ) -> None:
         if len(stream) % 4:
             raise DamagedFile(f"coded stream of {len(stream)} bytes is not made of 32-bit words")
         words = np.frombuffer(stream, "<u4")[::-1].astype(np.uint32)
@@ -95,6 +101,7 @@ class SymbolDecoder:
         self.escapes, self.next_escape = escapes, 0
         self.expected, self.checksum = checksum, 0
         self.models = {id(t): _Models(t) for t in (tables.gaussian, tables.prior)}
+        self.partial, self.exhausted, self.batches = partial, False, 0
 
     def get_hyper(self, channels: np.ndarray) -> np.ndarray:
         return self._get(self.tables.prior, channels + self.prior_row)
@@ -103,11 +110,17 @@ class SymbolDecoder:
         return self._get(self.tables.gaussian, rows)
 
     def _get(self, tables: TableSet, rows: np.ndarray) -> np.ndarray:
+        if self.exhausted:
+            return np.zeros(len(rows), np.int32)
         order, groups = _groups(rows)
         sorted_positions = np.empty(len(rows), np.int32)
         models = self.models[id(tables)]
         for row, start, end in groups:
             sorted_positions[start:end] = self.coder.decode(models[row], end - start)
+        if self.partial and self.coder.num_words() <= 2:  # all words are in the state: one may have been missing
+            self.exhausted = True
+            return np.zeros(len(rows), np.int32)
+        self.batches += 1
         positions = np.empty(len(rows), np.int32)
         positions[order] = sorted_positions
         escape = tables.sizes[rows] - 1

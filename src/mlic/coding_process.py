@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .errors import MlicError
-from .pictures import Picture, read_picture
+from .pictures import Picture, read_pixels
 
 WARM_UP = "warm-up"  # a file from a corner of the picture, coded first and not timed
 WARM_UP_SIDE = 64
@@ -72,7 +72,7 @@ class PeerCoder:
 
 def encode_files(coder: Coder, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Code the picture at each quality into `folder`/0, 1, ...; seconds from pixels to bytes in memory."""
-    picture, folder = read_picture(job["picture"]), Path(job["folder"])
+    picture, folder = read_pixels(job["picture"]), Path(job["folder"])
     corner = Picture(np.ascontiguousarray(picture.pixels[:WARM_UP_SIDE, :WARM_UP_SIDE]))
     points = []
     for name, source, quality in [(WARM_UP, corner, job["qualities"][0])] + [

@@ -6,6 +6,7 @@ Estimating a rate, encoding and decoding are strategies (strategies.py) handed t
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkerboard import pack, unpack
@@ -36,8 +37,9 @@ class SliceNets(nn.Module):
             if config.inter:
                 self.inter = InterSliceContext(before, channels, config.inter, act)
                 shared += 2 * channels
-            self.intra = IntraSliceContext(config.slices[index - 1], channels, config.intra, act)
-        own = 2 * channels * (2 if before else 1)  # local, and intra
+            if config.intra:
+                self.intra = IntraSliceContext(config.slices[index - 1], channels, config.intra, act)
+        own = 2 * channels * (1 if self.intra is None else 2)  # local, and intra
 
         def parameters(inputs: int) -> ConvStack:
             hidden = config.parameters_hidden
@@ -59,6 +61,7 @@ class MultiReferenceEntropyModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.channels = config.latent_channels
         self.slices = nn.ModuleList(SliceNets(config, i) for i in range(len(config.slices)))
         self.lrp_activation, self.settle = HalfTanh(), Settle()
 
@@ -66,31 +69,34 @@ class MultiReferenceEntropyModel(nn.Module):
         """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).
 
         `strategy.latent(i, anchor, mean, scale)` is called once per slice and pass, in coding order, with packed
-        (B, C_i, H, W/2) tensors, and returns the quantised values of that half.
+        (B, C_i, H, W/2) tensors, and returns the quantised values of that half. With `strategy.keep`, only so many
+        slices are walked and the others are zeros.
         """
         hyper_means = phi_h.chunk(2, 1)[1]
+        hyper = {anchor: pack(phi_h, anchor) for anchor in (ANCHOR, NON_ANCHOR)}
         done: list[Tensor] = []
-        for i, nets in enumerate(self.slices):
-            shared = [phi_h]
+        for i, nets in enumerate(list(self.slices)[: strategy.keep]):
+            shared = []
             if done:
                 previous = torch.cat(done, 1)
-                shared.insert(0, nets.channel(previous))
+                shared = [nets.channel(previous)]
                 if nets.inter is not None:
                     shared.insert(0, nets.inter(previous))
             current: Tensor | int = 0  # this slice so far, zeros where nothing is decoded yet
             for anchor in (ANCHOR, NON_ANCHOR):
                 contexts = shared
                 if not anchor:
-                    own = [nets.local(current)] + ([nets.intra(done[-1], current)] if done else [])
+                    own = [nets.local(current)] + ([] if nets.intra is None else [nets.intra(done[-1], current)])
                     contexts = own + shared
                 parameters = nets.parameters_anchor if anchor else nets.parameters_non_anchor
-                scale, mean = parameters(torch.cat([pack(c, anchor) for c in contexts], 1)).chunk(2, 1)
+                halves = [pack(c, anchor) for c in contexts] + [hyper[anchor]]
+                scale, mean = parameters(torch.cat(halves, 1)).chunk(2, 1)
                 half = self.settle(strategy.latent(i, anchor, mean, scale))
 
                 quantised = current + unpack(half, anchor)
                 lrp = nets.lrp_anchor if anchor else nets.lrp_non_anchor
                 residual = pack(lrp(torch.cat([hyper_means, *done, quantised], 1)), anchor)
-                half = half + self.lrp_activation(residual)
-                current = current + unpack(half, anchor)
+                current = quantised + unpack(self.lrp_activation(residual), anchor)
             done.append(current)
-        return torch.cat(done, 1)
+        y_hat = torch.cat(done, 1)
+        return F.pad(y_hat, (0, 0) * 2 + (0, self.channels - y_hat.shape[1])) if strategy.keep else y_hat

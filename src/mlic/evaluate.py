@@ -26,7 +26,7 @@ from PIL import Image
 from . import __version__
 from .errors import MlicError, ResultsError
 from .metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_db, psnr
-from .pictures import read_picture
+from .pictures import read_pixels
 from .results import Results
 
 MODEL_QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
@@ -167,7 +167,7 @@ def measure_picture(
 ) -> dict[str, Any]:
     """A picture's entry in a results file: coded, decoded and compared, or `done` where that is of the same pixels."""
     try:
-        picture = read_picture(path)
+        picture = read_pixels(path)
     except MlicError as error:
         return {"picture": path.name, "error": str(error)}
     height, width = picture.pixels.shape[:2]

@@ -17,7 +17,7 @@ from .errors import MlicError
 from .metrics import psnr
 from .model import CompressionModel
 from .peers import find_peer, nearest_in_size
-from .pictures import read_picture
+from .pictures import read_pixels
 
 CROP = 96  # side of the zoomed part, in pixels
 
@@ -39,9 +39,9 @@ def same_size_pictures(
     entries = []
     for path in paths:
         progress(path)
-        picture = read_picture(path)
+        picture = read_pixels(path)
         pixels = picture.pixels
-        ours = encode_picture(model, picture, quality)
+        ours = encode_picture(model, picture, quality, reconstruct=True)
         setting = f" at quality {quality:g}" if quality is not None else ""
         versions = [
             _version("original", pixels, pixels, pixels.nbytes),

@@ -6,6 +6,7 @@ Four answers: noisy training estimate, rounded estimate, writing symbols, readin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # training runs without the coder's package
 
 
 class Strategy(Protocol):
+    keep: int | None  # slices to walk; None: all
+
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor: ...
 
     def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor: ...
@@ -36,6 +39,8 @@ class Estimate:
 
     After the walk, `z_bits` and `y_bits` are (B,) sums in bits, and `slice_bits` lists (B,) tensors per slice.
     """
+
+    keep = None
 
     def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, *, noisy: bool) -> None:
         self.y, self.z = y.float().split(slices, 1), z.float()  # out of autocast's bfloat16
@@ -68,40 +73,53 @@ def _bits(likelihood: Tensor) -> Tensor:
 
 
 class Write:
-    """Encoding: rounds one picture's latent and hands symbols and table rows to a SymbolEncoder."""
+    """Encoding: rounds a batch's latents and hands each picture's symbols and table rows to its SymbolEncoder."""
 
-    def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, out: SymbolEncoder):
+    keep = None
+
+    def __init__(
+        self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, out: Sequence[SymbolEncoder]
+    ) -> None:
         self.y, self.z, self.gaussian, self.out = y.split(slices, 1), z, gaussian, out
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         median = prior.median[None, :, None, None]
         symbols = (self.z - median).round()
         rows = np.repeat(np.arange(prior.channels), symbols.shape[2] * symbols.shape[3])
-        self.out.put_hyper(_to_numpy(symbols), rows)
+        for encoder, picture in zip(self.out, _to_numpy(symbols)):
+            encoder.put_hyper(picture, rows)
         return symbols + median
 
     def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
         symbols = (pack(self.y[i], anchor) - mean).round()
-        self.out.put_latent(_to_numpy(symbols), _to_numpy(self.gaussian.index(scale)))
+        for encoder, picture, rows in zip(self.out, _to_numpy(symbols), _to_numpy(self.gaussian.index(scale))):
+            encoder.put_latent(picture, rows)
         return symbols + mean
 
 
 class Read:
-    """Decoding: asks a SymbolDecoder for the symbols of one picture, whose z is `z_size` = (height, width)."""
+    """Decoding: asks each picture's SymbolDecoder for its symbols; z is `z_size` = (height, width).
 
-    def __init__(self, z_size: tuple[int, int], gaussian: GaussianPrior, source: SymbolDecoder) -> None:
-        self.z_size, self.gaussian, self.source = z_size, gaussian, source
+    `keep` bounds the slices that are read; the rest of y_hat is zero.
+    """
+
+    def __init__(
+        self, z_size: tuple[int, int], gaussian: GaussianPrior, sources: Sequence[SymbolDecoder], *, keep: int | None = None
+    ) -> None:
+        self.z_size, self.gaussian, self.sources, self.keep = z_size, gaussian, sources, keep
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         rows = np.repeat(np.arange(prior.channels), self.z_size[0] * self.z_size[1])
-        symbols = torch.from_numpy(self.source.get_hyper(rows)).to(prior.median)
-        return symbols.view(1, prior.channels, *self.z_size) + prior.median[None, :, None, None]
+        symbols = np.stack([source.get_hyper(rows) for source in self.sources])
+        symbols = torch.from_numpy(symbols).to(prior.median).view(-1, prior.channels, *self.z_size)
+        return symbols + prior.median[None, :, None, None]
 
     def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
-        symbols = torch.from_numpy(self.source.get_latent(_to_numpy(self.gaussian.index(scale)))).to(mean)
-        return symbols.view_as(mean) + mean
+        rows = _to_numpy(self.gaussian.index(scale))
+        symbols = np.stack([source.get_latent(picture) for source, picture in zip(self.sources, rows)])
+        return torch.from_numpy(symbols).to(mean).view_as(mean) + mean
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:
-    """One picture's symbols or rows, flat, int32, C order (channel, row, column)."""
-    return x.to(torch.int32).cpu().numpy().reshape(-1)
+    """Symbols or rows: (B, C, H, W) -> (B, C * H * W) int32, each picture in C order (channel, row, column)."""
+    return x.to(torch.int32).flatten(1).cpu().numpy()

@@ -1,0 +1,195 @@
+"""A .mlic file to pixels: tiles are decoded where they are needed, then synthesised together with their neighbours."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .alpha import alpha_from_bytes, reduce_alpha
+from .coder import SymbolDecoder
+from .container import EXACT, GREY, NO_QUALITY, CodedTile, MlicFile
+from .errors import DamagedFile, UnsupportedFile, WeightsError
+from .exact import exact_twin
+from .model import STRIDE, CompressionModel
+from .pictures import Picture
+from .strategies import Read
+from .tiles import LATENT, Box, Progress, Workers, boxes, gather, margin
+
+
+def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
+    """-> (height, width, 3) uint8 or uint16. Raises DamagedFile when the symbols fail the file's checksum."""
+    return decode_file(model, file).pixels
+
+
+@torch.inference_mode()
+def decode_file(
+    model: CompressionModel,
+    file: MlicFile,
+    *,
+    region: tuple[int, int, int, int] | None = None,
+    scale: int = 1,
+    progress: Progress | None = None,
+) -> Picture:
+    """A file to a picture, or to the part `region` = (x, y, width, height) of it, in pixels of the whole picture, or to
+    one reduced to 1/`scale` (2, 4 or 8) each way. Only tiles, and for `scale` only slices, that are needed are decoded.
+
+    `progress(done, total)` is called after each tile. What is missing of a truncated file is hatched, and said in `notes`.
+    Raises DamagedFile when the symbols fail the file's checksum, ValueError for a region that is not in the picture.
+    """
+    check_quality(model, file)
+    level = level_tensor(model, file.quality)
+    whole = Box(0, 0, file.height, file.width)
+    wanted = _region(file, region, scale)
+    tiles = {box.aligned(STRIDE): tile for box, tile in zip(boxes(file.height, file.width, file.tile), file.tiles)}
+    parts = {box: box.cut(wanted) for box in tiles if box.meets(wanted)}  # what to give of each tile
+    around = {box: part.aligned(LATENT).grown(margin(model.config), whole.aligned(STRIDE)) for box, part in parts.items()}
+    needed = [box for box in tiles if any(box.meets(other) for other in around.values())]
+    keep = _slices_for_scale(model, scale)
+
+    for box in needed:
+        check_plausible(model, file, tiles[box], box)
+    pixels = np.empty((*(-(-side // scale) for side in wanted.size), 3), np.uint16 if file.depth == 16 else np.uint8)
+    y_hats: dict[Box, Tensor] = {}
+    decoded: set[Box] = set()
+    lost: list[Box] = []
+    batches: list[int] = []  # decoded of each tile that is cut
+    with Workers(len(needed), model.prior.median.device, progress) as workers:
+        for top in sorted({box.top for box in parts}):  # a row of tiles: decode what it sees, then give its pixels
+            row = [box for box in parts if box.top == top]
+            sees = [box for box in needed if box not in decoded and any(box.meets(around[other]) for other in row)]
+            latents = workers.map(lambda box: _decode_tile(model, file, tiles[box], box, level, keep), sees)
+            for box, (y_hat, whole_batches) in zip(sees, latents):
+                y_hats[box] = y_hat
+                decoded.add(box)
+                if tiles[box].cut:
+                    batches.append(whole_batches)
+                    lost += [box] * (whole_batches == 0)
+                workers.tick()
+            list(workers.map(lambda box: synthesise(model, y_hats, parts[box], wanted, level, pixels, whole, scale), row))
+            below = [around[box] for box in parts if box.top > top]
+            y_hats = {box: y_hat for box, y_hat in y_hats.items() if any(box.meets(other) for other in below)}
+    if len(lost) == len(needed):
+        raise DamagedFile("the file is truncated before anything of this part of the picture")
+    _mark(pixels, [box.cut(wanted) for box in lost if box.meets(wanted)], wanted, scale)
+    alpha = None
+    if file.alpha is not None:
+        rows, columns = wanted.within(whole)
+        alpha = reduce_alpha(alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[rows, columns], scale)
+    notes = _missing(len(lost), batches, len(needed), 1 + 2 * len(model.config.slices)) if file.truncated else ()
+    return Picture(pixels, file.colour == GREY, alpha, file.icc, file.exif, file.xmp, notes)
+
+
+def _decode_tile(
+    model: CompressionModel, file: MlicFile, tile: CodedTile, box: Box, level: Tensor | None, keep: int | None
+) -> tuple[Tensor, int]:
+    """-> y_hat (1, M, h/16, w/16) float32, zeros where nothing is there; batches of symbols decoded."""
+    size = (box.size[0] // STRIDE, box.size[1] // STRIDE)
+    row = prior_row(model, file.quality)
+    source = SymbolDecoder(model.tables, tile.stream, tile.escapes, tile.checksum, row, partial=tile.cut)
+    y_hat = arithmetic(model, file.arithmetic == EXACT).code(Read(size, model.gaussian, [source], keep=keep), level)
+    if tile.cut and source.batches < 2:  # not even half a slice
+        return torch.zeros_like(y_hat, dtype=torch.float32), 0
+    if not tile.cut and keep is None:
+        source.finish()
+    return y_hat.float(), source.batches
+
+
+def synthesise(
+    model: CompressionModel,
+    y_hats: dict[Box, Tensor],
+    part: Box,
+    wanted: Box,
+    level: Tensor | None,
+    pixels: np.ndarray,
+    whole: Box,
+    scale: int = 1,
+) -> None:
+    """Write a part of the picture to where it belongs in `pixels`, which hold `wanted` at 1/scale."""
+    around = part.aligned(LATENT).grown(margin(model.config), whole.aligned(STRIDE))
+    rows, columns = part.within(around)
+    x = model.synthesise(gather(y_hats, around), level)[:, :, rows, columns].clamp(0, 1)
+    if scale > 1:
+        x = F.avg_pool2d(x, scale, ceil_mode=True, count_include_pad=False)
+    rows, columns = part.within(wanted, scale)
+    peak = np.iinfo(pixels.dtype).max
+    pixels[rows, columns] = (x[0] * peak).round().to(torch.int32).permute(1, 2, 0).cpu().numpy()
+
+
+def _slices_for_scale(model: CompressionModel, scale: int) -> int | None:
+    """The slices of `fast` go from low to high frequencies, like the block DCT they begin as: each halving of the picture
+    does without one more. The papers' models need all.
+    """
+    if scale == 1 or model.config.transform != "patch":
+        return None
+    return max(1, len(model.config.slices) - int(math.log2(scale)))
+
+
+def _region(file: MlicFile, region: tuple[int, int, int, int] | None, scale: int) -> Box:
+    if scale not in (1, 2, 4, 8):
+        raise ValueError(f"scale is 1, 2, 4 or 8 (for 1/1 to 1/8), not {scale!r}")
+    if region is None:
+        return Box(0, 0, file.height, file.width)
+    x, y, width, height = region
+    if not (0 <= x < x + width <= file.width and 0 <= y < y + height <= file.height):
+        raise ValueError(f"region {x},{y},{width},{height} is not inside the picture of {file.width}x{file.height}")
+    if x % scale or y % scale:
+        raise ValueError(f"at scale 1/{scale}, x and y of a region must be multiples of {scale}, not {x} and {y}")
+    return Box(y, x, y + height, x + width)
+
+
+def _mark(pixels: np.ndarray, parts: list[Box], wanted: Box, scale: int) -> None:
+    """Hatch what is missing in grey stripes."""
+    for part in parts:
+        rows, columns = part.within(wanted, scale)
+        i, j = np.ogrid[rows, columns]
+        light = (i + j) // 16 % 2 == 0
+        unit = np.iinfo(pixels.dtype).max // 255
+        pixels[rows, columns] = np.where(light, 144 * unit, 112 * unit)[:, :, None]
+
+
+def _missing(lost: int, batches: list[int], tiles: int, all_batches: int) -> tuple[str, ...]:
+    notes = []
+    if lost:
+        notes.append(f"the file is truncated: {lost} of {tiles} tiles are missing and hatched")
+    for there in batches:
+        if there:
+            share = f"{there} of {all_batches} parts of its code" if there < all_batches else "all but its checksum"
+            notes.append(f"the file is truncated: {'a tile' if tiles > 1 else 'a preview'} from {share}")
+    return tuple(notes)
+
+
+def check_quality(model: CompressionModel, file: MlicFile) -> None:
+    if (file.quality == NO_QUALITY) == model.config.variable_rate:
+        raise DamagedFile(f"the file's quality does not fit model {model.config.name!r}")
+    if model.config.variable_rate and file.quality > (model.config.quality_levels - 1) * 256:
+        raise UnsupportedFile(f"quality level {file.quality / 256:g} is beyond model {model.config.name!r}")
+
+
+def check_plausible(model: CompressionModel, file: MlicFile, tile: CodedTile, box: Box) -> None:
+    """Before anything as large as the picture is allocated: can so few bytes hold as much as z?"""
+    positions = box.size[0] * box.size[1] // STRIDE**2
+    least = model.tables.prior.least_bits(prior_row(model, file.quality), model.config.z_channels)
+    if not tile.cut and 8 * len(tile.stream) + 64 < positions * least:
+        raise DamagedFile(f"{len(tile.stream)} bytes are too few for {file.width}x{file.height} pixels")
+
+
+def arithmetic(model: CompressionModel, exact: bool) -> CompressionModel:
+    if not exact:
+        return model
+    try:
+        return exact_twin(model)
+    except ValueError as error:
+        raise WeightsError(f"{error}; only float arithmetic is possible with them") from None
+
+
+def level_tensor(model: CompressionModel, code: int) -> Tensor | None:
+    return None if code == NO_QUALITY else torch.tensor([code / 256], device=model.prior.median.device)
+
+
+def prior_row(model: CompressionModel, code: int) -> int:
+    """First of the prior's table rows at a level, which is rounded to a whole one."""
+    return 0 if code == NO_QUALITY else (code + 128) // 256 * model.config.z_channels

@@ -1,0 +1,276 @@
+"""Tiles, parts and reduced sizes of pictures, truncated files, 16 bits and alpha, all through real files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE
+from PIL import Image
+
+import mlic
+from mlic import tiles
+from mlic.alpha import alpha_bytes, alpha_from_bytes, reduce_alpha
+from mlic.codec import decode_file, decode_picture, encode_picture, level_tensor
+from mlic.config import CONFIGS
+from mlic.container import MlicFile
+from mlic.errors import DamagedFile
+from mlic.metrics import psnr
+from mlic.pictures import Picture
+from mlic.tiles import Box, boxes, gather, margin
+from mlic.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    """(240, 330, 3) uint8: no side is a multiple of 16."""
+    with Image.open(SAMPLE) as image:
+        return np.array(image.convert("RGB").crop((100, 100, 430, 340)))
+
+
+@pytest.fixture(scope="module")
+def tiled(scene) -> bytes:
+    return encode_picture(load_model("fast"), Picture(scene), 60, tile=128).data  # 2 x 3 tiles
+
+
+def test_boxes_cover_a_picture_once():
+    seen = np.zeros((200, 333), int)
+    for box in boxes(200, 333, 64):
+        seen[box.within(Box(0, 0, 200, 333))] += 1
+    assert (seen == 1).all()
+    assert boxes(200, 333, 0) == boxes(200, 333, 512) == [Box(0, 0, 200, 333)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_transforms_see_no_further_than_the_margin(small_models, name):
+    """Latent and pixels of a part, computed with `margin` around it, are those of the whole: no seam can show.
+    With half of it they are not, so the margin is no larger than twice what is needed.
+    """
+    model = small_models[name]
+    level = torch.tensor([2.0]) if model.config.variable_rate else None
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 512, 512)
+    y, y_hat = model.analyse(x, level), 4 * torch.randn(1, model.config.latent_channels, 32, 32)
+    pixels = model.synthesise(y_hat, level)
+    whole, part = Box(0, 0, 512, 512), Box(192, 192, 320, 320)
+    far = []
+    for by in (margin(model.config), margin(model.config) // 2 // 16 * 16):
+        around = part.grown(by, whole)
+        rows, columns = around.within(whole)
+        some_y = model.analyse(x[:, :, rows, columns], level)
+        some = model.synthesise(gather({whole: y_hat}, around), level)
+        latent, inner = (slice(None), slice(None), *part.within(around, 16)), (slice(None), slice(None), *part.within(around))
+        errors = (some_y[latent] - y[:, :, 12:20, 12:20]).abs().max(), (some[inner] - pixels[:, :, 192:320, 192:320]).abs().max()
+        far.append(max(error / values.abs().max() for error, values in zip(errors, (y, pixels))))
+    assert far[0] < 1e-5 < far[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "float"])
+def test_decoder_gives_the_encoders_reconstruction_of_tiles(small_models, scene, name, exact):
+    model = small_models[name]
+    quality = 70 if model.config.variable_rate else None
+    encoded = encode_picture(model, Picture(scene), quality, tile=128, exact=exact, reconstruct=True)
+    file = MlicFile.from_bytes(encoded.data)
+    assert file.tile == 128 and len(file.tiles) == 6
+    assert np.array_equal(decode_picture(model, file), encoded.reconstruction)
+
+
+def test_no_seams(scene, tiled):
+    """Beside the tiles' edges, PSNR against elsewhere is at most 0.1 dB below what it is there in the picture in one piece."""
+    back = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled)).astype(float)
+    one = encode_picture(load_model("fast"), Picture(scene), 60, tile=0, reconstruct=True).reconstruction
+    error = ((back - scene) ** 2).mean(2)
+    near = np.zeros(error.shape, bool)
+    for edge in range(128, 330, 128):
+        near[:, edge - 2 : edge + 2] = True
+        near[edge - 2 : edge + 2] = True
+    inside, seams = (10 * np.log10(255**2 / error[mask].mean()) for mask in (~near, near))
+    error = ((one - scene.astype(float)) ** 2).mean(2)
+    inside_one, seams_one = (10 * np.log10(255**2 / error[mask].mean()) for mask in (~near, near))
+    assert (inside - seams) - (inside_one - seams_one) < 0.1
+
+
+def test_threads_change_nothing(scene, tiled):
+    threads = torch.get_num_threads()
+    calls = []
+    try:
+        torch.set_num_threads(3)
+        data = encode_picture(load_model("fast"), Picture(scene), 60, tile=128, progress=lambda *c: calls.append(c)).data
+        assert torch.get_num_threads() == 3
+        several = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
+        torch.set_num_threads(1)
+        one = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
+    finally:
+        torch.set_num_threads(threads)
+    assert data == tiled and calls == [(i + 1, 6) for i in range(6)]
+    assert np.abs(several.astype(int) - one).max() <= 1  # g_s is floating point
+
+
+@pytest.mark.parametrize("region", [(0, 0, 330, 240), (65, 70, 100, 90), (329, 239, 1, 1), (10, 200, 300, 8)], ids=str)
+@pytest.mark.parametrize("tile", [0, 128])
+def test_region(scene, tiled, region, tile):
+    model = load_model("fast")
+    data = tiled if tile else encode_picture(model, Picture(scene), 60, tile=0).data
+    file = MlicFile.from_bytes(data)
+    x, y, width, height = region
+    part = decode_file(model, file, region=region).pixels
+    assert part.shape == (height, width, 3)
+    whole = decode_picture(model, file)[y : y + height, x : x + width]
+    assert np.abs(part.astype(int) - whole).max() <= 1
+
+
+def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
+    """A corner of 40 pixels needs what g_s sees around it: two tiles of six; at 1/8, two slices of five."""
+    from mlic import decoding
+
+    seen = []
+    monkeypatch.setattr(decoding, "SymbolDecoder", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
+    real = mlic.coder.SymbolDecoder
+    model, file = load_model("fast"), MlicFile.from_bytes(tiled)
+    calls = []
+    decode_file(model, file, region=(0, 0, 40, 8), progress=lambda *c: calls.append(c))
+    assert len(seen) == 2 and calls[-1] == (2, 2)
+    assert {decoder.batches for decoder in seen} == {11}
+    seen.clear()
+    decode_file(model, file, region=(0, 0, 40, 8), scale=8)
+    assert {decoder.batches for decoder in seen} == {5}
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("tile", [0, 128])
+def test_scale(scene, tiled, scale, tile):
+    """Close to the whole picture made smaller: what is left out lies above what the smaller picture can show."""
+    model = load_model("fast")
+    data = tiled if tile else encode_picture(model, Picture(scene), 60, tile=0).data
+    file = MlicFile.from_bytes(data)
+    small = decode_file(model, file, scale=scale).pixels
+    height, width = -(-240 // scale), -(-330 // scale)
+    assert small.shape == (height, width, 3)
+    wanted = torch.from_numpy(decode_picture(model, file)).permute(2, 0, 1).float()
+    wanted = torch.nn.functional.avg_pool2d(wanted, scale, ceil_mode=True, count_include_pad=False)
+    assert psnr(small, wanted.permute(1, 2, 0).round().to(torch.uint8).numpy()) > 35
+    corner = decode_file(model, file, scale=scale, region=(64, 128, 33, 40)).pixels
+    shape = (-(-40 // scale), -(-33 // scale))
+    assert corner.shape[:2] == shape
+    inner = small[128 // scale : 160 // scale, 64 // scale : 96 // scale].astype(int)
+    assert np.abs(corner[: inner.shape[0], : inner.shape[1]] - inner).max() <= 1
+
+
+def test_scale_of_the_papers_models(small_models, scene):
+    model = small_models["mlic++"]
+    file = MlicFile.from_bytes(encode_picture(model, Picture(scene)).data)
+    whole = torch.from_numpy(decode_picture(model, file)).permute(2, 0, 1).float()
+    wanted = torch.nn.functional.avg_pool2d(whole, 2).permute(1, 2, 0).numpy()
+    assert np.abs(decode_file(model, file, scale=2).pixels - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("region", "scale", "message"),
+    [
+        ((0, 0, 331, 10), 1, "not inside the picture of 330x240"),
+        ((-1, 0, 10, 10), 1, "not inside"),
+        ((0, 0, 0, 10), 1, "not inside"),
+        ((4, 8, 10, 10), 8, "multiples of 8"),
+        (None, 3, "scale is 1, 2, 4 or 8"),
+    ],
+)
+def test_impossible_parts(tiled, region, scale, message):
+    with pytest.raises(ValueError, match=message):
+        decode_file(load_model("fast"), MlicFile.from_bytes(tiled), region=region, scale=scale)
+
+
+@pytest.mark.parametrize("side", [1, 100, -64, 1 << 17])
+def test_impossible_tiles(scene, side):
+    with pytest.raises(ValueError, match="multiple of 64"):
+        encode_picture(load_model("fast"), Picture(scene), tile=side)
+
+
+def test_large_pictures_are_tiled(scene, monkeypatch):
+    assert tiles.default_side(3000, 4000) == 1024 and tiles.default_side(512, 768) == 0
+    monkeypatch.setattr(tiles, "LARGE", 1 << 14)
+    monkeypatch.setattr(tiles, "SIDE", 128)
+    assert MlicFile.from_bytes(mlic.encode(scene)).tile == 128
+
+
+def test_preview_of_a_truncated_file(scene):
+    """One tile: the more of the file is there, the better the preview; before anything is there, an error."""
+    model = load_model("fast")
+    data = encode_picture(model, Picture(scene), 60).data
+    found = []
+    for share in (0.3, 0.5, 0.7, 0.9, 0.99):
+        with pytest.raises(DamagedFile, match="truncated"):
+            MlicFile.from_bytes(data[: int(share * len(data))])
+        file = MlicFile.from_bytes(data[: int(share * len(data))], allow_partial=True)
+        try:
+            preview = decode_file(model, file)
+        except DamagedFile as error:
+            assert "truncated before anything" in str(error)
+            continue
+        assert "preview" in preview.notes[0]
+        found.append(psnr(preview.pixels, scene))
+    assert len(found) >= 3 and found == sorted(found) and found[-1] > 25
+
+
+def test_missing_tiles_are_hatched(scene, tiled):
+    model = load_model("fast")
+    whole = decode_picture(model, MlicFile.from_bytes(tiled))
+    file = MlicFile.from_bytes(tiled)
+    start, first = tiled.index(b"DATA") + 8, len(file.tiles[0].stream) + len(file.tiles[0].escapes)
+    file = MlicFile.from_bytes(tiled[: start + first + 40], allow_partial=True)
+    part = decode_file(model, file)
+    assert part.notes == ("the file is truncated: 5 of 6 tiles are missing and hatched",)
+    assert np.abs(part.pixels[:32, :32].astype(int) - whole[:32, :32]).max() <= 1  # what g_s sees of the others is beyond
+    assert set(np.unique(part.pixels[128:])) == set(np.unique(part.pixels[:, 128:])) == {112, 144}
+    with pytest.raises(DamagedFile, match="this part"):
+        decode_file(model, file, region=(320, 230, 10, 10))
+
+
+def test_sixteen_bits():
+    """A slow ramp keeps more than 256 values, and comes closer than 8 bits could."""
+    ramp = np.linspace(20000, 24000, 256)[None, :, None] + np.zeros((128, 1, 3))
+    pixels = ramp.astype(np.uint16)
+    data = mlic.encode(pixels, quality=100)
+    file = MlicFile.from_bytes(data)
+    assert file.depth == 16
+    encoded = encode_picture(load_model("fast"), Picture(pixels), 100, reconstruct=True)
+    assert encoded.data == data
+    back = decode_picture(load_model("fast"), file)
+    assert back.dtype == np.uint16 and np.array_equal(back, encoded.reconstruction)
+    assert len(np.unique(back)) > 3 * len(np.unique(back // 257))
+    assert np.abs(back.astype(int) - pixels).mean() < 257
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_is_lossless(scene, dtype):
+    alpha = np.tri(240, 330, dtype=dtype) * np.arange(330, dtype=dtype) * (1 if dtype == np.uint8 else 77)
+    picture = Picture(scene.astype(dtype), alpha=alpha)
+    file = MlicFile.from_bytes(encode_picture(load_model("fast"), picture, 40).data)
+    back = decode_file(load_model("fast"), file)
+    assert np.array_equal(back.alpha, alpha) and back.alpha.dtype == dtype
+    part = decode_file(load_model("fast"), file, region=(8, 16, 50, 30), scale=2)
+    assert np.array_equal(part.alpha, reduce_alpha(alpha[16:46, 8:58], 2))
+    assert part.alpha.shape == part.pixels.shape[:2]
+
+
+def test_reduce_alpha():
+    assert reduce_alpha(np.array([[0, 100, 7], [100, 200, 9], [50, 60, 70]], np.uint8), 2).tolist() == [[100, 8], [55, 70]]
+
+
+def test_damaged_alpha():
+    good = alpha_bytes(np.full((9, 8), 7, np.uint8))
+    assert alpha_from_bytes(good, 8, 9, 8).tolist() == [[7] * 8] * 9
+    for data, width, depth in ((good, 9, 8), (good, 8, 16), (good[:-20], 8, 8), (b"no PNG", 8, 8), (b"", 8, 8)):
+        with pytest.raises(DamagedFile, match="alpha"):
+            alpha_from_bytes(data, width, 9, depth)
+
+
+def test_metadata_comes_back(scene):
+    picture = Picture(scene, icc=b"profile", exif=b"II*\0data", xmp=b"<x/>", grey=False)
+    back = decode_file(load_model("fast"), MlicFile.from_bytes(encode_picture(load_model("fast"), picture, 5).data))
+    assert (back.icc, back.exif, back.xmp, back.alpha, back.notes) == (b"profile", b"II*\0data", b"<x/>", None, ())
+
+
+def test_level_is_shared():
+    assert level_tensor(load_model("fast"), 256).item() == 1.0
