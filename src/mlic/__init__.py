@@ -15,12 +15,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .codec import decode, encode
     from .errors import DamagedFile, MlicError, PictureError, UnsupportedFile, WeightsError
+    from .pictures import Picture, read_picture
+    from .rate_control import encode_to_target
+    from .tensors import decode_array, decode_batch, encode_batch, encode_tensor
     from .weights import load_model
 
 _HOME = {  # imported when first used: `mlic --help` need not wait for torch
     "decode": ".codec",
     "encode": ".codec",
+    "decode_array": ".tensors",
+    "decode_batch": ".tensors",
+    "encode_batch": ".tensors",
+    "encode_tensor": ".tensors",
+    "encode_to_target": ".rate_control",
     "load_model": ".weights",
+    "Picture": ".pictures",
+    "read_picture": ".pictures",
     "DamagedFile": ".errors",
     "MlicError": ".errors",
     "PictureError": ".errors",

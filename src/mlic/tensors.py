@@ -1,0 +1,199 @@
+"""Torch tensors and numpy arrays in and out of files; a batch goes through the network together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .codec import encode_picture, model_for, quality_code
+from .coder import SymbolDecoder, SymbolEncoder
+from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, RGB, CodedTile, MlicFile
+from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
+from .errors import MlicError, PictureError, WeightsError
+from .model import STRIDE, CompressionModel
+from .pictures import Picture
+from .strategies import Read, Write
+from .tiles import Box, default_side
+from .weights import load_model
+
+
+def encode_tensor(
+    x: Tensor, quality: float | None = None, model: str | CompressionModel = "fast", *, exact: bool = True
+) -> bytes:
+    """Encode a picture (3, H, W) or, grey, (1, H, W): uint8, or float in 0..1, which is taken at 16 bits.
+
+    The file is marked as one of 8 bits. Raises PictureError with the remedy for other tensors.
+
+    >>> data = encode_tensor(torch.rand(3, 20, 30), quality=30)
+    >>> decode_batch([data]).shape
+    torch.Size([1, 3, 20, 30])
+    >>> encode_tensor(torch.rand(20, 30, 3))
+    Traceback (most recent call last):
+    mlic.errors.PictureError: a tensor of shape (20, 30, 3) is not (3, H, W): give x.permute(2, 0, 1)
+    """
+    network = load_model(model, device=x.device) if isinstance(model, str) else model
+    _check_tensor(x, "3 H W")
+    pixels = _to_integers(x).permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
+    if x.dtype != torch.uint8:
+        pixels = pixels.astype(np.uint16)
+    data = encode_picture(network, Picture(np.ascontiguousarray(pixels), x.shape[0] == 1), quality, exact=exact).data
+    return dataclasses.replace(MlicFile.from_bytes(data), depth=8).to_bytes()
+
+
+@torch.inference_mode()
+def encode_batch(
+    x: Tensor, quality: float | None = None, model: str | CompressionModel = "fast", *, exact: bool = True
+) -> list[bytes]:
+    """Encode pictures of one size, (B, 3, H, W) or, grey, (B, 1, H, W): uint8, or float in 0..1, taken at 16 bits.
+
+    They go through the entropy model together, where the model is or, for a name, where `x` is; with `exact`, each file
+    is that of the picture coded alone. The files are marked as ones of 8 bits. Pictures so large that they are tiled
+    are coded one by one. Raises PictureError with the remedy for other tensors.
+
+    >>> files = encode_batch(torch.rand(4, 3, 20, 30), quality=30)
+    >>> decode_batch(files).shape
+    torch.Size([4, 3, 20, 30])
+    >>> encode_batch(torch.rand(3, 20, 30))
+    Traceback (most recent call last):
+    mlic.errors.PictureError: a tensor of shape (3, 20, 30) is not (B, 3, H, W): give x[None]
+    """
+    network = load_model(model, device=x.device) if isinstance(model, str) else model
+    _check_tensor(x, "B 3 H W")
+    height, width = x.shape[2:]
+    if default_side(height, width):
+        return [encode_tensor(one, quality, network, exact=exact) for one in x]
+    code = quality_code(network, quality)
+    level, coding = level_tensor(network, code), arithmetic(network, exact)
+    peak = 255 if x.dtype == torch.uint8 else 65535
+    values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1) / peak
+    pad = (0, -width % STRIDE, 0, -height % STRIDE)
+    padded = F.pad(values, pad, mode="replicate" if network.config.padding == "edge" else "constant")
+    # one by one: in a batch, floating point may come out otherwise, and with it a symbol
+    y = torch.cat([network.analyse(one, level) for one in padded.split(1)])
+    z = torch.cat([network.h_a(one) for one in y.split(1)])
+    if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
+        raise WeightsError("the network's output is not finite: are the weights damaged?")
+    encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
+    coding.code(Write(y, z, network.config.slices, network.gaussian, encoders), level)
+    files = []
+    for encoder in encoders:
+        stream, escapes, checksum = encoder.finish()
+        file = MlicFile(
+            width=width,
+            height=height,
+            colour=GREY if x.shape[1] == 1 else RGB,
+            arithmetic=EXACT if exact else FLOAT,
+            quality=code,
+            model=network.config.name,
+            digest=network.digest[:DIGEST_BYTES],
+            tiles=(CodedTile(checksum=checksum, escapes=escapes, stream=stream),),
+        )
+        files.append(file.to_bytes())
+    return files
+
+
+@torch.inference_mode()
+def decode_batch(
+    files: Sequence[bytes], model: str | CompressionModel | None = None, device: str | torch.device | None = None
+) -> Tensor:
+    """Decode files of pictures of one size and one model -> (B, 3, H, W) float32 in 0..1, in steps of 1/255 (1/65535).
+
+    Grey pictures come as three equal channels; alpha and metadata are left out. The network runs once for all files,
+    on `device`, the CPU if nothing else is said, which may give another last bit here and there than `mlic.decode`;
+    tiled files are decoded one by one. Raises PictureError for pictures of several sizes, and what `mlic.decode` does.
+    """
+    if not files:
+        raise PictureError("no files: a batch has at least one")
+    parsed = [_parse(data, i) for i, data in enumerate(files)]
+    sizes = sorted({(file.width, file.height) for file in parsed})
+    if len(sizes) > 1:
+        listed = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
+        raise PictureError(f"pictures of {len(sizes)} sizes ({listed}) in one batch: decode each size by itself")
+    networks = [model_for(file, model, device or "cpu") for file in parsed]
+    network, first = networks[0], parsed[0]
+    alike = all(file.digest == first.digest and file.arithmetic == first.arithmetic for file in parsed)
+    if not alike or any(file.tile for file in parsed):
+        out = [_tensor(decode_file(one, file)) for one, file in zip(networks, parsed)]
+        return torch.stack(out).to(device or network.prior.median.device)
+    sources = []
+    for file in parsed:
+        check_quality(network, file)
+        check_plausible(network, file, file.tiles[0], Box(0, 0, first.height, first.width).aligned(STRIDE))
+        tile, row = file.tiles[0], prior_row(network, file.quality)
+        sources.append(SymbolDecoder(network.tables, tile.stream, tile.escapes, tile.checksum, row))
+    levels = [level_tensor(network, file.quality) for file in parsed]
+    level = torch.cat(levels) if network.config.variable_rate else None
+    z_size = (-(-first.height // STRIDE), -(-first.width // STRIDE))
+    y_hat = arithmetic(network, first.arithmetic == EXACT).code(Read(z_size, network.gaussian, sources), level)
+    for source in sources:
+        source.finish()
+    x = network.synthesise(y_hat.float(), level)[:, :, : first.height, : first.width].clamp(0, 1)
+    peaks = torch.tensor([2.0**file.depth - 1 for file in parsed], device=x.device)[:, None, None, None]
+    x = (x * peaks).round()
+    grey = torch.tensor([file.colour == GREY for file in parsed], device=x.device)[:, None, None, None]
+    return (torch.where(grey, x.mean(1, keepdim=True).round(), x) / peaks).to(device or x.device)
+
+
+def decode_array(data: bytes, model: str | CompressionModel | None = None) -> np.ndarray:
+    """Decode a file -> (H, W, C) uint8 or uint16; C is 1 for grey, 3 for RGB, and one more with alpha.
+
+    >>> decode_array(encode_tensor(torch.rand(1, 20, 30), quality=30)).shape
+    (20, 30, 1)
+    """
+    file = MlicFile.from_bytes(data)
+    picture = decode_file(model_for(file, model), file)
+    return _array(picture)
+
+
+def _array(picture: Picture) -> np.ndarray:
+    pixels = picture.pixels
+    if picture.grey:
+        pixels = np.rint(pixels.mean(2, keepdims=True)).astype(pixels.dtype)
+    return pixels if picture.alpha is None else np.dstack([pixels, picture.alpha])
+
+
+def _tensor(picture: Picture) -> Tensor:
+    array = _array(dataclasses.replace(picture, alpha=None))
+    values = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1).expand(3, -1, -1)
+    return values / np.iinfo(array.dtype).max
+
+
+def _parse(data: bytes, index: int) -> MlicFile:
+    try:
+        return MlicFile.from_bytes(data)
+    except MlicError as error:
+        raise type(error)(f"file {index} of the batch: {error}") from None
+
+
+def _to_integers(x: Tensor) -> Tensor:
+    """uint8 as it is; float in 0..1 to 0..65535, int32."""
+    return x if x.dtype == torch.uint8 else (x.detach().float() * 65535).round().to(torch.int32)
+
+
+def _check_tensor(x: Tensor, form: str) -> None:
+    """`form` is "3 H W" or "B 3 H W"; one channel will do as well."""
+    names, shape = form.split(), tuple(x.shape)
+    if len(shape) != len(names) or shape[-3] not in (1, 3):
+        batch = names[0] == "B"
+        remedy = {
+            (False, 2): "x[None] for a grey picture",
+            (False, 3): "x.permute(2, 0, 1)" if shape[-1] in (1, 3) else "x[:3]" if shape[0] == 4 else "",
+            (False, 4): "x[0]" if shape[0] == 1 else "a batch to encode_batch",
+            (True, 3): "x[None]" if shape[0] in (1, 3) else "x[:, None] for grey pictures",
+            (True, 4): "x.permute(0, 3, 1, 2)" if shape[-1] in (1, 3) else "x[:, :3]" if shape[1] == 4 else "",
+        }.get((batch, len(shape)), "")
+        wrong = f"a tensor of shape {shape} is not ({', '.join(names)})"
+        raise PictureError(f"{wrong}: give {remedy}" if remedy else wrong)
+    if x.numel() == 0:
+        raise PictureError(f"a tensor of shape {shape} has no pixels")
+    if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
+        raise PictureError(f"a tensor of {x.dtype} and shape {shape}: give torch.uint8, or float in 0..1")
+    if x.dtype != torch.uint8 and not (x.min() >= 0 and x.max() <= 1):
+        remedy = "x / 255" if x.max() > 2 else "x.clamp(0, 1)" if x.isfinite().all() else "finite values"
+        wrong = f"a tensor of shape {shape} with values from {x.min():g} to {x.max():g}, not 0..1"
+        raise PictureError(f"{wrong}: give {remedy}")

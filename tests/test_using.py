@@ -1,0 +1,25 @@
+"""The Python of docs/using.md runs, from top to bottom, in a folder with a photograph."""
+
+import re
+from pathlib import Path
+
+from PIL import Image
+
+import mlic
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
+    with Image.open(Path(mlic.__file__).parent / "samples" / "kodim23.png") as image:
+        image.crop((100, 50, 484, 306)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "using.md").read_text(), re.S):
+        exec(block, names)
+    assert names["result"].note is None and 19_600 <= len(names["result"].data) <= 20_000
+    assert names["part"].pixels.shape == (48, 64, 3) and names["small"].pixels.shape == (64, 96, 3)
+    assert 14_700 <= (tmp_path / "small.mlic").stat().st_size <= 15_000
+    assert names["image"].size == (200, 133)
+    assert names["back"].shape == names["x"].shape and names["data"] == names["files"][0]
+    assert names["array"].shape == (64, 96, 3)
