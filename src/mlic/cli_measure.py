@@ -30,6 +30,10 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 def evaluate_(images, model, codec, qualities, name, output, jobs, device, threads, force) -> None:
     """Measure a model or another codec on IMAGES (files or folders): size, PSNR, MS-SSIM, seconds, memory.
 
+    \b
+    mlic eval KODAK -o results/kodak/fast.json
+    mlic eval KODAK --codec avif -o results/kodak/avif.json
+
     Every picture goes through real files, encoded and decoded by two processes. Failures are reported and kept in the
     results; the exit code is then 1.
     """
@@ -89,7 +93,12 @@ def _curve_options(command):
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
 def compare_(form, **options) -> None:
-    """BD-rates of results files, other codecs and published curves against an anchor, each with its overlap."""
+    """BD-rates of results files, other codecs and published curves against an anchor, each with its overlap.
+
+    \b
+    mlic compare results/kodak/*.json
+    mlic compare fast.json --codecs avif,jxl --images KODAK --markdown
+    """
     from .compare import as_json, as_markdown, as_text
 
     try:
@@ -110,7 +119,11 @@ def compare_(form, **options) -> None:
 @click.option("--pictures", default=3, show_default=True, type=click.IntRange(0), help="How many of --images to show.")
 @click.option("--peers", default="avif,jpeg", show_default=True, metavar="A,B,...", help="To set beside them.")
 def report_(output, png, model, quality, pictures, peers, **options) -> None:
-    """One HTML page that works offline: curves, BD-rates, speed, and pictures at the same file size."""
+    """One HTML page that works offline: curves, BD-rates, speed, and pictures at the same file size.
+
+    \b
+    mlic report results/kodak/*.json --images KODAK -o report.html --png rd.png
+    """
     from .pictures import write_whole
     from .report import figure_png, html_report
 

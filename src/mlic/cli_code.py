@@ -1,0 +1,352 @@
+"""The commands that code: `mlic encode`, `mlic decode`, `mlic info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli import INPUT, INTERRUPTED, _device, _fail, _say, _set_threads, device_option, force_option, main
+from .errors import MlicError
+from .folders import Job, picture_extensions, plan_jobs
+
+if TYPE_CHECKING:  # they wait for torch
+    from .jobs import Outcome
+    from .tasks import Decode, Encode
+
+output_option = click.option("-o", "--output", type=click.Path(readable=False, allow_dash=True), metavar="FILE|DIR")
+THREADS = "Files at a time; for a single file, threads. Default: all cores."
+POSITIVE = click.FloatRange(0, min_open=True)
+
+
+class _Bytes(click.ParamType):
+    """A number of bytes such as 1500, 200k, 1.5M or 64Ki -> int."""
+
+    name = "bytes"
+    UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmg]?i?)b?", str(value).lower(), re.ASCII)
+        if not match or match[2] not in self.UNITS or (size := int(float(match[1]) * self.UNITS[match[2]])) < 1:
+            self.fail(f"{value!r} is no size; give bytes, or such as 200k, 1.5M or 64Ki", param, ctx)
+        return size
+
+
+class _Region(click.ParamType):
+    """X,Y,W,H -> (x, y, width, height) in pixels."""
+
+    name = "region"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", value, re.ASCII)
+        if not match or not int(match[3]) * int(match[4]):
+            self.fail(f"{value!r} is no region; give X,Y,WIDTH,HEIGHT in pixels, such as 0,0,640,480", param, ctx)
+        return tuple(map(int, match.groups()))
+
+
+def _tile(_ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
+    if value is not None and (value % 64 or not 0 <= value <= 1 << 16):
+        raise click.BadParameter(f"{value} is no multiple of 64 up to 65536, nor 0 for one tile")
+    return value
+
+
+def _job_options(command):
+    """What `mlic encode` and `mlic decode` have in common."""
+    for option in reversed(
+        [
+            click.argument("inputs", nargs=-1, required=True, type=INPUT, metavar="IN..."),
+            output_option,
+            force_option,
+            device_option,
+            click.option("-j", "--threads", type=click.IntRange(1), help=THREADS),
+            click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a Ray cluster."),
+            click.option("--ray-address", metavar="ADDRESS", help="Default: the cluster Ray finds, or a new one."),
+            click.option("-v", "--verbose", is_flag=True, help="A line on each file: sizes, bits per pixel, seconds."),
+            click.option("--quiet", is_flag=True, help="Say nothing but errors."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_job_options
+@click.option("-q", "--quality", type=click.FloatRange(1, 100), help="1 (smallest) to 100 (best). Default: 50.")
+@click.option("--target-size", type=_Bytes(), metavar="BYTES", help="Instead of -q: the size, such as 200k (k: 1000).")
+@click.option("--target-bpp", type=POSITIVE, metavar="B", help="Instead of -q: the file's bits per pixel.")
+@click.option("--target-psnr", type=POSITIVE, metavar="DB", help="Instead of -q: PSNR of the decoded picture.")
+@click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Model name or weights file.")
+@click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
+@click.option("--tile", type=int, callback=_tile, metavar="N", help="Pixels a side of tiles, a multiple of 64; 0: one.")
+@click.option("--float", "floating", is_flag=True, help="Faster; decodes only on such a machine, with as many threads.")
+def encode(
+    inputs, output, force, device, quality, target_size, target_bpp, target_psnr, model, strip, tile, floating, **how
+) -> None:
+    """Encode pictures to .mlic files, beside the inputs unless -o says otherwise.
+
+    \b
+    mlic encode photo.png                         -> photo.mlic
+    mlic encode -q 70 a.jpg b.png -o coded        -> coded/a.mlic, coded/b.mlic
+    mlic encode photos -o coded -j 8              every picture in photos/, the same folders in coded/
+    mlic encode "photos/**/*.png" -o coded        those of a pattern
+    mlic encode --target-size 200k photo.png      the best quality that fits
+    cat photo.png | mlic encode - > photo.mlic
+
+    Of files found in folders and by patterns, those whose output is there and not older are skipped, so a job that was
+    interrupted can be given again.
+    """
+    targets = {"size": target_size, "bpp": target_bpp, "psnr": target_psnr}
+    target = [(kind, value) for kind, value in targets.items() if value is not None]
+    if len(target) + (quality is not None) > 1:
+        raise click.UsageError("-q, --target-size, --target-bpp and --target-psnr exclude each other")
+    for option, value in (("-q", quality), *((f"--target-{kind}", value) for kind, value in target)):
+        if value is not None and not math.isfinite(value):  # FloatRange lets nan through
+            raise click.UsageError(f"{option} must be a number, not {value}")
+    jobs = _plan(inputs, output, picture_extensions(), ".mlic", force)
+    _check_running(jobs, **how)
+    from .tasks import Encode
+
+    task = Encode(
+        model=model,
+        device=_where(device, how["engine"]),
+        quality=quality,
+        target=target[0] if target else None,
+        exact=not floating,
+        strip=strip,
+        tile=tile,
+    )
+    try:
+        here = dataclasses.replace(task, device="cpu") if how["engine"] == "ray" else task
+        config = here.load().config
+    except MlicError as error:
+        _fail(None, error)
+        sys.exit(1)
+    if not config.variable_rate and (target or quality is not None):
+        option = f"--target-{target[0][0]}" if target else "-q"
+        raise click.UsageError(f"model {config.name!r} has one rate: leave {option} out")
+    _run(task, jobs, verb="encode", **how)
+
+
+@main.command()
+@_job_options
+@click.option("--model", metavar="NAME|FILE", help="Weights, where they are not found by the file's model name.")
+@click.option("--region", type=_Region(), metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
+@click.option("--scale", type=click.Choice(["1/1", "1/2", "1/4", "1/8"]), default="1/1", help="A smaller picture.")
+@click.option("--allow-partial", is_flag=True, help="Decode what is there of a truncated file, hatch the rest.")
+def decode(inputs, output, force, model, device, region, scale, allow_partial, **how) -> None:
+    """Decode .mlic files to pictures: PNG, or what the extension of -o says.
+
+    \b
+    mlic decode photo.mlic                        -> photo.png
+    mlic decode photo.mlic -o photo.jpg           the extension decides
+    mlic decode coded -o pictures -j 8            every .mlic file in coded/, the same folders in pictures/
+    mlic decode --region 0,0,640,480 big.mlic -o corner.png
+    mlic decode --scale 1/8 big.mlic -o small.png
+    mlic decode --allow-partial cut.mlic -o preview.png
+
+    Of files found in folders and by patterns, those whose output is there and not older are skipped, so a job that was
+    interrupted can be given again.
+    """
+    factor = int(scale[2:])
+    if region and (region[0] % factor or region[1] % factor):
+        raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
+    jobs = _plan(inputs, output, {".mlic"}, ".png", force)
+    _check_running(jobs, **how)
+    from .tasks import Decode
+
+    device = _where(device, how["engine"])
+    task = Decode(model=model, device=device, region=region, scale=factor, allow_partial=allow_partial)
+    _run(task, jobs, verb="decode", **how)
+
+
+@main.command()
+@click.argument("file", type=INPUT)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(file: Path, as_json: bool) -> None:
+    """What a .mlic file says of itself. Needs no weights.
+
+    \b
+    mlic info photo.mlic
+    mlic info --json photo.mlic | jq .bpp
+
+    Of a truncated file, `tiles_whole` and `bytes` are what is there.
+    """
+    from .container import EXACT, GREY, NO_QUALITY, MlicFile
+
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        content = MlicFile.from_bytes(data, allow_partial=True)
+    except (MlicError, OSError) as error:
+        _fail(file, error)
+        sys.exit(1)
+    if content.truncated:
+        _say(file, "note: the file is truncated")
+    facts = {
+        "width": content.width,
+        "height": content.height,
+        "colour": "grey" if content.colour == GREY else "rgb",
+        "depth": content.depth,
+        "alpha": len(content.alpha or b""),
+        "arithmetic": "exact" if content.arithmetic == EXACT else "float",
+        "model": content.model,
+        "weights": content.digest.hex(),
+        "quality_level": None if content.quality == NO_QUALITY else content.quality / 256,
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (content.width * content.height), 4),
+        "tile_size": content.tile,
+        "tiles": len(content.tiles),
+        "tiles_whole": sum(not tile.cut for tile in content.tiles),
+        "truncated": content.truncated,
+        "icc_profile": len(content.icc or b""),
+        "exif": len(content.exif or b""),
+        "xmp": len(content.xmp or b""),
+        "symbols_crc32": [f"{tile.checksum:08x}" for tile in content.tiles],
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        crcs = facts["symbols_crc32"]
+        facts["symbols_crc32"] = " ".join(crcs[:4]) + (" ..." if len(crcs) > 4 else "")
+        click.echo("\n".join(f"{key:14} {value}" for key, value in facts.items()))
+
+
+def _plan(inputs: tuple[Path, ...], output: str | None, takes: set[str], gives: str, force: bool) -> list[Job]:
+    try:
+        jobs = plan_jobs(inputs, output, takes=takes, gives=gives, force=force)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if any(str(job.target) == "-" for job in jobs) and sys.stdout.isatty():
+        raise click.UsageError("will not write binary data to a terminal; use -o FILE")
+    return jobs
+
+
+def _check_running(jobs: list[Job], *, engine: str, ray_address: str | None, verbose: bool, quiet: bool, **_) -> None:
+    if verbose and quiet:
+        raise click.UsageError("-v and --quiet exclude each other")
+    if ray_address is not None and engine != "ray":
+        raise click.UsageError("--ray-address is for --engine ray")
+    if engine == "ray":
+        from .ray_engine import import_ray
+
+        if any("-" in (str(job.source), str(job.target)) for job in jobs):
+            raise click.UsageError("--engine ray works on files: stdin and stdout are not for it")
+        try:
+            import_ray()
+        except MlicError as error:
+            raise click.UsageError(str(error)) from None
+
+
+def _where(device: str, engine: str) -> str:
+    """The device to compute on; on a cluster, only its own machines can tell."""
+    return _device(device) if engine == "local" else "cpu" if device == "auto" else device
+
+
+def _run(task: Encode | Decode, jobs: list[Job], *, verb, threads, engine, ray_address, verbose, quiet) -> None:
+    """Do the jobs, print what becomes of them and exit."""
+    from .jobs import report_idle, run_jobs
+
+    log = _Log(len(jobs), verb=verb, verbose=verbose, quiet=quiet)
+    parallel = 1
+    try:
+        todo = report_idle(jobs, log.outcome)
+        if engine == "ray" and todo:
+            from .ray_engine import run_on_ray
+
+            run_on_ray(task, todo, log.outcome, parallel=threads, address=ray_address)
+        else:
+            parallel = _share_threads(threads, len(todo), task.device)
+            run_jobs(task, todo, log.outcome, parallel=parallel, progress=log.tile)
+    except KeyboardInterrupt:
+        log.close()
+        if parallel > 1:  # do not wait for threads that still compute; they write nothing any more
+            _say(None, "interrupted")
+            os._exit(INTERRUPTED)
+        raise
+    except MlicError as error:  # of the engine, not of a file
+        log.failed += 1
+        _fail(None, error)
+    log.close()
+    sys.exit(1 if log.failed else 0)
+
+
+def _share_threads(threads: int | None, files: int, device: str) -> int:
+    """How many files to do at a time, after giving torch its threads: all for one file, one for each of several."""
+    if files < 2:
+        _set_threads(threads)
+        return 1
+    import torch
+
+    most = min(threads, os.cpu_count() or 1) if threads else torch.get_num_threads() if device == "cpu" else 1
+    torch.set_num_threads(1)
+    return min(most, files)
+
+
+class _Log:
+    """Prints and counts what becomes of jobs, and shows progress on a terminal."""
+
+    def __init__(self, number: int, *, verb: str, verbose: bool, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self.many, self.verb, self.verbose, self.quiet = number > 1, verb, verbose, quiet
+        self.done = self.skipped = self.failed = self.bytes_in = self.bytes_out = 0
+        self.started = time.perf_counter()
+        bar = {"desc": verb, "file": sys.stderr, "leave": False}
+        self.files = tqdm(total=number, unit="file", disable=None if self.many and not quiet else True, **bar)
+        self.tiles = tqdm(unit="tile", disable=True if self.many or quiet else None, delay=1, **bar)
+
+    def outcome(self, outcome: Outcome) -> None:
+        job = outcome.job
+        self.done += not (outcome.error or job.done)
+        self.skipped += job.done
+        self.failed += bool(outcome.error)
+        self.bytes_in += outcome.bytes_in
+        self.bytes_out += outcome.bytes_out
+        if not self.quiet:
+            for note in outcome.notes:
+                _say(job.source, f"note: {note}")
+        if outcome.error:
+            _fail(job.source, outcome.error)
+        elif self.verbose:
+            _say(job.source, self.line(outcome))
+        self.files.update()
+
+    def tile(self, done: int, total: int) -> None:
+        if total > 1:
+            self.tiles.total, self.tiles.n = total, done
+            self.tiles.refresh()
+
+    def close(self) -> None:
+        self.files.close()
+        self.tiles.close()
+        if self.many and not self.quiet:
+            counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
+            seconds = time.perf_counter() - self.started
+            _say(None, f"{counts}; {_size(self.bytes_in)} in, {_size(self.bytes_out)} out, {seconds:.1f} s")
+
+    def line(self, outcome: Outcome) -> str:
+        if outcome.job.done:
+            return f"skipped, {outcome.job.target} is there"
+        text = f"{_size(outcome.bytes_in)} -> {_size(outcome.bytes_out)}"
+        if outcome.pixels:
+            coded = outcome.bytes_out if self.verb == "encode" else outcome.bytes_in
+            text += f", {8 * coded / outcome.pixels:.4g} bpp, {outcome.seconds:.2f} s"
+        return text + (f", {outcome.detail}" if outcome.detail else "")
+
+
+def _size(number: int) -> str:
+    """Bytes, for people.
+
+    >>> _size(999), _size(1234567)
+    ('999 B', '1.23 MB')
+    """
+    power = next(power for power in range(4) if number < 999.5 * 1000**power or power == 3)
+    digits = 0 if number >= 99.95 * 1000**power or not power else 1 if number >= 9.995 * 1000**power else 2
+    return f"{number / 1000**power:.{digits}f} {('B', 'kB', 'MB', 'GB')[power]}"

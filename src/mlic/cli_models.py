@@ -1,0 +1,119 @@
+"""The commands that look at models and bring weights: `mlic models`, `mlic weights import`, `mlic demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from .cli import _fail, _load, force_option, main, threads_option
+from .errors import MlicError
+from .folders import check_target
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(as_json: bool) -> None:
+    """The models: parameters, thousands of multiply-accumulates per pixel, weights here or not.
+
+    \b
+    mlic models
+    mlic models --json
+    """
+    from .config import CONFIGS
+    from .model import count_parameters, kmac_per_pixel
+    from .weights import find_weights
+
+    rows = []
+    for name, config in CONFIGS.items():
+        kmac = kmac_per_pixel(config)
+        path = find_weights(name)
+        rows.append(
+            {
+                "model": name,
+                "parameters_millions": round(count_parameters(config) / 1e6, 1),
+                "kmac_per_pixel_encode": round(kmac.encode),
+                "kmac_per_pixel_decode": round(kmac.decode),
+                "rates": config.quality_levels or 1,
+                "weights": str(path) if path else None,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'model':8} {'M params':>8} {'kMAC/px enc':>12} {'dec':>5} {'rates':>6}  weights")
+    for row in rows:
+        name, parameters, encode_kmac, decode_kmac, rates, path = row.values()
+        click.echo(f"{name:8} {parameters:8.1f} {encode_kmac:12} {decode_kmac:5} {rates:6}  {path or 'not here'}")
+
+
+@main.group()
+def weights() -> None:
+    """Work with weights files."""
+
+
+@weights.command("import")
+@click.argument("checkpoint", type=click.Path(readable=False, path_type=Path))
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE")
+@force_option
+def import_(checkpoint: Path, output: Path, force: bool) -> None:
+    """Bring the MLIC++ authors' checkpoint into this package's format. Runs no code from it.
+
+    \b
+    mlic weights import mlicpp_mse_q5.pth.tar -o mlic++.safetensors
+    mlic encode photo.png --model mlic++.safetensors
+    """
+    from .convert import import_mlicpp, read_checkpoint
+    from .weights import save_weights
+
+    try:
+        check_target(output, force=force)
+        model = import_mlicpp(read_checkpoint(checkpoint))
+        save_weights(output, model, notes={"source": f"imported from {checkpoint.name}"})
+    except (MlicError, OSError) as error:
+        _fail(checkpoint, error)
+        sys.exit(1)
+    click.echo(f"{output}: {model.config.name}, weights {model.digest[:8].hex()}")
+
+
+@main.command()
+@click.argument("image", type=click.Path(readable=False, path_type=Path), required=False)
+@click.option("-q", "--quality", "qualities", multiple=True, type=click.IntRange(1, 100), help="May be repeated.")
+@click.option("--model", default="fast", show_default=True, metavar="NAME|FILE")
+@click.option("-o", "--output", type=FILE, default="mlic-demo.png", show_default=True)
+@threads_option
+def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Path, threads: int | None) -> None:
+    """Show the codec beside JPEG, WebP and AVIF on IMAGE (default: a sample), as a table and a picture.
+
+    \b
+    mlic demo
+    mlic demo photo.png -q 20 -q 60 -o beside.png
+    """
+    from PIL import Image
+
+    from .demo import comparison_picture, format_table, run_demo
+    from .pictures import read_picture, to_pillow, write_whole
+
+    image = image or Path(__file__).parent / "samples" / "kodim23.png"
+    try:
+        picture: Image.Image = to_pillow(dataclasses.replace(read_picture(image), grey=False, alpha=None))
+        check_target(output, force=True)
+        if not _load(model, "cpu", threads).config.variable_rate:
+            raise click.UsageError(f"the demo needs a model for all rates, not {model!r}")
+        qualities = qualities or (10, 30, 50, 70, 90)
+        rows = run_demo(picture, qualities=qualities, model=model, progress=lambda line: click.echo(line, err=True))
+        click.echo(f"{image.name}, {picture.width}x{picture.height}\n\n{format_table(rows)}")
+        sheet = comparison_picture(picture, quality=sorted(qualities)[len(qualities) // 3], model=model)
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG")
+        write_whole(output, buffer.getvalue())
+    except (MlicError, OSError) as error:
+        _fail(image, error)
+        sys.exit(1)
+    click.echo(f"\nCrops side by side: {output}")

@@ -1,0 +1,100 @@
+"""What is done with each file: `Encode` and `Decode` hold the settings and turn one file's bytes into another's."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from . import codec, weights
+from .container import FLOAT, MlicFile
+from .errors import PictureError
+from .exact import exact_twin
+from .model import CompressionModel
+from .pictures import picture_bytes, read_picture
+
+Progress = Callable[[int, int], None]  # tiles done, tiles in all
+UNITS = {"size": "bytes", "bpp": "bits per pixel", "psnr": "dB"}
+FLOATING = "coded with --float, which decodes only on the kind of machine, and with as many threads, as wrote it"
+_loading = threading.Lock()  # threads that begin together load the weights once
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """A file to write, the pixels in the coded picture, notes for the user, and a detail for those who want more."""
+
+    data: bytes
+    pixels: int
+    notes: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class Task(Protocol):
+    """Can be pickled, so that other machines can run it."""
+
+    def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Picture -> .mlic file. `target`: ("size", bytes), ("bpp", bits per pixel) or ("psnr", dB), not with a quality."""
+
+    model: str = "fast"
+    device: str = "cpu"
+    quality: float | None = None
+    target: tuple[str, float] | None = None
+    exact: bool = True
+    strip: bool = False
+    tile: int | None = None
+
+    def load(self) -> CompressionModel:
+        with _loading:
+            return _ready(weights.load_model(self.model, device=self.device), self.exact)
+
+    def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded:
+        network = self.load()
+        picture = read_picture(io.BytesIO(data), strip=self.strip)
+        settings = {"exact": self.exact, "tile": self.tile, "progress": progress}
+        pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
+        if self.target is None:
+            return Coded(codec.encode_picture(network, picture, self.quality, **settings).data, pixels, picture.notes)
+        from .rate_control import encode_to_target
+
+        kind, value = self.target
+        found = encode_to_target(network, picture, **{kind: value}, **settings)
+        detail = f"quality {found.quality:.2f} gives {found.reached:.6g} {UNITS[kind]}, found in {found.passes} passes"
+        return Coded(found.data, pixels, picture.notes + ((found.note,) if found.note else ()), detail)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decode:
+    """.mlic file -> picture of the kind that the extension says. `region`: x, y, width, height; `scale`: 1 to 8."""
+
+    model: str | None = None
+    device: str = "cpu"
+    region: tuple[int, int, int, int] | None = None
+    scale: int = 1
+    allow_partial: bool = False
+
+    def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded:
+        file = MlicFile.from_bytes(data, allow_partial=self.allow_partial)
+        floating = file.arithmetic == FLOAT
+        with _loading:
+            network = _ready(codec.model_for(file, self.model, self.device), not floating)
+        try:
+            picture = codec.decode_file(network, file, region=self.region, scale=self.scale, progress=progress)
+        except ValueError as error:  # the region is not inside this picture
+            raise PictureError(str(error)) from None
+        notes = ((FLOATING,) if floating else ()) + picture.notes
+        return Coded(picture_bytes(picture, extension), file.width * file.height, notes)
+
+
+def _ready(network: CompressionModel, exact: bool) -> CompressionModel:
+    if exact:
+        try:
+            exact_twin(network)
+        except ValueError:  # coding a file will say so
+            pass
+    return network

@@ -1,0 +1,131 @@
+"""Which files are taken and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlic.folders import Job, picture_extensions, plan_jobs
+
+
+@pytest.fixture(autouse=True)
+def tree(tmp_path, monkeypatch) -> None:
+    """photos/ with pictures at three depths and files that are none of this package's business."""
+    monkeypatch.chdir(tmp_path)
+    for name in "a.png B.JPG notes.txt .hidden.png sub/b.webp sub/deep/c.tiff .trash/d.png x.mlic".split():
+        path = Path("photos", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"content")
+
+
+def plan(*inputs, output=None, force=False, decode=False) -> list[Job]:
+    takes, gives = ({".mlic"}, ".png") if decode else (picture_extensions(), ".mlic")
+    return plan_jobs(inputs, output, takes=takes, gives=gives, force=force)
+
+
+def targets(*inputs, **settings) -> dict[str, str]:
+    jobs = plan(*inputs, **settings)
+    assert not any(job.problem or job.done for job in jobs)
+    return {job.source.as_posix(): job.target.as_posix() for job in jobs}
+
+
+def make(name: str, *, age: int) -> None:
+    """An output, `age` seconds older than photos/a.png."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(b"old")
+    time = os.stat("photos/a.png").st_mtime_ns - age * 10**9
+    os.utime(name, ns=(time, time))
+
+
+ALL = ["photos/B.JPG", "photos/a.png", "photos/sub/b.webp", "photos/sub/deep/c.tiff"]
+CODED = ["out/B.mlic", "out/a.mlic", "out/sub/b.mlic", "out/sub/deep/c.mlic"]
+
+
+def test_a_folder_beside_the_inputs():
+    assert targets("photos") == {source: str(Path(source).with_suffix(".mlic")) for source in ALL}
+    assert targets("photos", decode=True) == {"photos/x.mlic": "photos/x.png"}
+
+
+@pytest.mark.parametrize("name", ["photos", "photos/", "./photos", "photos/**", "photos/*"])
+@pytest.mark.parametrize("output", ["out", "out/", "./out"])
+def test_a_tree_into_a_folder(name, output):
+    assert sorted(targets(name, output=output).items()) == list(zip(ALL, CODED))
+    assert os.path.isdir("out") and not os.path.exists("out/sub")  # those come with their files
+
+
+def test_the_current_folder():
+    os.chdir("photos")
+    assert targets(".", output="../out")["sub/b.webp"] == "../out/sub/b.mlic"
+    assert targets("**/*.webp", output="../out") == {"sub/b.webp": "../out/sub/b.mlic"}
+
+
+def test_globs():
+    assert list(targets("photos/*.png", output="out").values()) == ["out/a.mlic"]
+    assert targets("photos/**/[bc].*", output="out") == {ALL[2]: CODED[2], ALL[3]: CODED[3]}
+    assert list(targets("photos/s*", output="out").values()) == CODED[2:]
+    assert list(targets("photos/*.png", "photos/**/*.png", "photos/a.png")) == ["photos/a.png"]
+
+
+def test_a_file_whose_name_looks_like_a_glob():
+    Path("[a].png").touch()
+    assert targets("[a].png") == {"[a].png": "[a].mlic"}
+
+
+@pytest.mark.parametrize("name", ["empty", "photos/*.gif", "none/**", "photos/*.txt"])
+def test_where_there_is_nothing_to_take(name):
+    os.mkdir("empty")
+    [job] = plan(name, output="out")
+    assert job.problem.startswith("no pictures ") and str(job.source) == name
+    assert plan(name, decode=True)[0].problem.startswith("no .mlic files ")
+
+
+def test_outputs_that_are_not_older_are_done():
+    make("out/a.mlic", age=0)
+    make("out/B.mlic", age=-100)
+    states = {job.source.name: job.done for job in plan("photos", output="out")}
+    assert states == {"a.png": True, "B.JPG": True, "b.webp": False, "c.tiff": False}
+    assert not any(job.done or job.problem for job in plan("photos", output="out", force=True))
+    [job] = plan("photos/a.png", output="out")  # by its name
+    assert not job.done and "exists; -f overwrites" in job.problem
+
+
+def test_older_outputs_are_kept_without_force():
+    make("photos/a.mlic", age=100)
+    [job] = plan("photos/*.png")
+    assert not job.done and "is older than it; -f overwrites" in job.problem
+    assert not plan("photos/*.png", force=True)[0].problem
+    make("photos/a.png", age=200)  # an original beside its coded file
+    [job] = plan("photos/a*", decode=True)
+    assert not job.done and "photos/a.png exists" in job.problem
+
+
+def test_an_empty_output_is_not_done():
+    make("out/a.mlic", age=-100)
+    Path("out/a.mlic").write_bytes(b"")
+    [job] = plan("photos/*.png", output="out")
+    assert not job.done and "exists" in job.problem
+
+
+def test_two_inputs_with_one_output_are_refused():
+    Path("photos/a.jpg").touch()
+    with pytest.raises(ValueError, match="photos/a.jpg and photos/a.png would both become out/a.mlic"):
+        plan("photos", output="out")
+    os.makedirs("other")
+    Path("other/a.png").touch()
+    with pytest.raises(ValueError, match="would both become out/a.mlic"):
+        plan("photos/*.png", "other", output="out")
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("output", ["-", "out.mlic", "photos/a.png", "photos/a.png/"])
+def test_outputs_that_are_no_folder(output):
+    for inputs in (["photos"], ["photos/*.png"], ["photos/a.png", "photos/B.JPG"]):
+        with pytest.raises(ValueError, match="folder"):
+            plan(*inputs, output=output)
+
+
+def test_pictures_are_what_pillow_reads():
+    assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".avif", ".ppm"} <= picture_extensions()
+    assert not {".mlic", ".pdf", ".mpg", ".h5", ".txt", ""} & picture_extensions()
