@@ -13,6 +13,7 @@ import time
 import click
 import torch
 
+from mlic.data import PictureBank
 from mlic.model import kmac_per_pixel
 from mlic.train import TrainConfig, Trainer
 
@@ -41,20 +42,23 @@ def matmul_peak(device: str, size: int) -> float:
 @click.option("--model", default="fast", show_default=True)
 @click.option("--batch", "batches", multiple=True, default=(4,), show_default=True, help="May be repeated.")
 @click.option("--crop", default=256, show_default=True)
+@click.option("--optimiser", default="adam", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--steps", default=20, show_default=True, help="Timed steps, after six others.")
 @click.option("--compile", "compiled", is_flag=True)
+@click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--threads", type=int)
-def main(data, model, batches, crop, steps, compiled, device, threads) -> None:
+def main(data, model, batches, crop, optimiser, steps, compiled, graph, device, threads) -> None:
     if threads:
         torch.set_num_threads(threads)
     peak = matmul_peak(device, 8192 if device == "cuda" else 2048)
     forward = 2 * 1000 * sum(kmac_per_pixel(model, (crop, crop)))  # FLOPs a pixel
     print(f"bf16 matmul peak {peak / 1e12:.2f} TFLOP/s")
+    bank = PictureBank(data, smallest=crop, device=device)
+    settings = {"model": model, "data": data, "out": "", "steps": 1, "lmbda": None if model == "fast" else 0.013}
+    settings |= {"crop": crop, "optimiser": optimiser, "compiled": compiled, "graph": graph}
     for batch in batches:
-        lmbda = None if model == "fast" else 0.013
-        config = TrainConfig(model=model, data=data, out="", steps=1, lmbda=lmbda, batch=batch, crop=crop, compiled=compiled)
-        trainer = Trainer(config, device=device)
+        trainer = Trainer(TrainConfig(batch=batch, **settings), device=device, bank=bank)
         for _ in range(6):
             trainer.step(0.5)
         synchronise(device)
@@ -64,8 +68,11 @@ def main(data, model, batches, crop, steps, compiled, device, threads) -> None:
         synchronise(device)
         seconds = (time.perf_counter() - started) / steps
         pixels = batch * crop**2 / seconds
-        print(f"{model} batch {batch} crop {crop}: {pixels / 1e6:.3f} Mpx/s, {1000 * seconds:.1f} ms a step, ", end="")
-        print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak; {trainer.read_measures(steps + 6)}")
+        memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if device == "cuda" else ""
+        print(f"{model} batch {batch} crop {crop} {optimiser}: {pixels / 1e6:.3f} Mpx/s, ", end="")
+        print(f"{1000 * seconds:.1f} ms a step, ", end="")
+        print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak{memory}; {trainer.read_measures(steps + 6)}")
+        del trainer
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Training, at toy size: it learns, goes on from where it was killed, runs on two processes, and says what does not fit."""
+"""Training, at toy size: it learns, goes on where it was killed, runs on two processes, and says what does not fit."""
 
+import copy
 import csv
+import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -10,12 +13,27 @@ import time
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mlic.cli import main
 from mlic.config import FAST, ModelConfig
 from mlic.data import PictureBank
+from mlic.errors import MlicError, ResultsError
 from mlic.model import build_model
-from mlic.train import TrainConfig, Trainer, learning_rate, level_lambda, train, validate
+from mlic.muon import Muon, matrix_weights, orthogonal
+from mlic.train import (
+    TrainConfig,
+    Trainer,
+    begin_from,
+    crops_at,
+    learning_rate,
+    level_lambda,
+    train,
+    validate,
+)
+from mlic.train_log import plot, read_log
 
 SCRIPT = """
 import sys, torch
@@ -63,16 +81,16 @@ def test_loss_falls(folder, tmp_path, config):
         return row["bpp"] + float(level_lambda(config, torch.tensor(2.0))) * 255**2 * 10 ** (-row["psnr"] / 10)
 
     before = loss(build_model(config))
-    after = loss(train(settings(folder, tmp_path, config, steps=80, batch=2, log_every=20, lr=1e-3)))
+    after = loss(train(settings(folder, tmp_path, config, steps=40, batch=2, log_every=10, lr=1e-3)))
     assert after < 0.8 * before
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert [row["step"] for row in log] == ["20", "40", "60", "80"]
+    assert [row["step"] for row in log] == ["10", "20", "30", "40"]
     assert float(log[-1]["loss"]) > 0 and float(log[-1]["skipped"]) == 0
 
 
 def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
     def command(out):
-        return [sys.executable, "-c", SCRIPT, config.to_json(), str(folder), str(tmp_path / out), "20"]
+        return [sys.executable, "-c", SCRIPT, config.to_json(), str(folder), str(tmp_path / out), "12"]
 
     subprocess.run(command("whole"), check=True, capture_output=True)
     running = subprocess.Popen(command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -83,7 +101,7 @@ def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert not (tmp_path / "broken" / "final.pt").exists(), "killed too late to show anything"
-    assert 0 < torch.load(checkpoint, weights_only=True)["steps"] < 20
+    assert 0 < torch.load(checkpoint, weights_only=True)["steps"] < 12
     subprocess.run(command("broken"), check=True, capture_output=True)
     whole, broken = (torch.load(tmp_path / out / "final.pt", weights_only=True) for out in ("whole", "broken"))
     assert same(whole, broken)
@@ -96,19 +114,128 @@ def test_two_processes_share_the_work(folder, tmp_path, config):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [config.to_json(), str(folder), str(tmp_path / "out"), "3"]
     subprocess.run([*launch, *arguments], check=True, capture_output=True, timeout=120, env=environment)
-    first, second = (torch.load(tmp_path / "out" / name, weights_only=True) for name in ("checkpoint.pt", "checkpoint-1.pt"))
+    names = ("checkpoint.pt", "checkpoint-1.pt")
+    first, second = (torch.load(tmp_path / "out" / name, weights_only=True) for name in names)
     assert same(first["model"], second["model"]), "the processes' weights must stay equal"
     assert not torch.equal(first["rng"], second["rng"]), "each must draw its own crops"
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, config):
+def test_muon_resumed_is_as_unbroken(folder, tmp_path, config):
+    def steps(trainer, *numbers):
+        for i in numbers:
+            trainer.step(i / 4)
+        return trainer
+
+    def fresh():
+        return Trainer(settings(folder, tmp_path, config, optimiser="muon"))
+
+    whole = steps(fresh(), 0, 1, 2, 3)
+    saved = io.BytesIO()
+    torch.save(steps(fresh(), 0, 1).state(), saved)
+    saved.seek(0)
+    broken = fresh()
+    broken.load(torch.load(saved, weights_only=True))
+    steps(broken, 2, 3)
+    assert same(whole.model.state_dict(), broken.model.state_dict())
+    assert same(whole.average.state_dict(), broken.average.state_dict())
+
+
+def test_a_checkpoint_gives_no_settings_of_another_device(folder, tmp_path, config):
     trainer = Trainer(settings(folder, tmp_path, config))
+    trainer.step(0.5)
+    state = copy.deepcopy(trainer.state())
+    for group in state["optimiser"]["param_groups"]:  # as a CUDA device has them
+        group.update(lr=torch.tensor(5.0), capturable=True)
+    trainer.load(state)
+    assert all(type(g["lr"]) is float and not g["capturable"] for g in trainer.optimisers[0].param_groups)
+    with pytest.raises(ValueError, match="not made with --optimiser muon"):
+        Trainer(settings(folder, tmp_path, config, optimiser="muon")).load(state)
+
+
+def test_orthogonal():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 20), (3, 20, 8)):
+        x = torch.randn(shape)
+        u, s, vh = torch.linalg.svd(orthogonal(x), full_matrices=False)
+        assert 0.6 < s.min() and s.max() < 1.3
+        directions = torch.linalg.svd(x, full_matrices=False)
+        assert torch.allclose((u @ vh), directions[0] @ directions[2], atol=1e-3)
+    assert not orthogonal(torch.zeros(1, 4, 4)).any()
+
+
+def test_muon_takes_steps_of_one_size_and_leaves_out_what_is_no_matrix(config):
+    torch.manual_seed(0)
+    model = build_model(config)
+    weights = matrix_weights(model)
+    names = {id(p): n for n, p in model.named_parameters()}
+    taken = {names[id(p)] for p in weights}
+    assert "g_a.fine.0.conv1.weight" in taken and "entropy_model.slices.1.lrp_anchor.0.weight" in taken
+    assert all(n.endswith("weight") and not n.startswith(("g_a.linear", "g_s.linear", "gains", "prior")) for n in taken)
+    assert all(p.shape[1] > 1 for p in weights), "no depthwise convolutions"
+    before = [p.detach().clone() for p in weights]
+    optimiser = Muon(weights, lr=0.01)
+    for p in weights:
+        p.grad = torch.randn_like(p) * 7
+    optimiser.step()
+    moved = [(a - b).square().mean().sqrt().item() for a, b in zip(before, weights)]
+    assert all(0.0013 < size < 0.0025 for size in moved), "0.2 times the learning rate"
+    alone = torch.nn.Parameter(before[0].clone())
+    alone.grad = weights[0].grad
+    Muon([alone], lr=0.01).step()
+    assert torch.allclose(alone, weights[0], atol=1e-6), "batched as by itself"
+
+
+def test_a_step_reads_nothing_from_the_device(folder, tmp_path, config):
+    """Fake tensors have no values: whatever would wait for one, as no CUDA graph allows, raises."""
+    config = dataclasses.replace(config, slices=(8, 8))  # of more slices it only takes longer
+    trainer = Trainer(settings(folder, tmp_path, config, optimiser="muon"))
+    trainer.step(0.5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trainer._update(1, 64)
+        with pytest.raises(DataDependentOutputException):
+            trainer.measures.sum().item()
+
+
+def begun(config, given):
+    model = build_model(config)
+    begin_from(model, given)
+    return model
+
+
+def test_levels_begin_where_their_lambda_was(small_models):
+    given = copy.deepcopy(small_models["fast"])
+    levels, channels = given.gains.encoder_latent.rows.shape
+    slope = torch.arange(levels)[:, None] * torch.linspace(1, 2, channels)  # a line over log lambda, steeper or not
+    given.gains.encoder_latent.rows.copy_(slope)
+    assert same(begun(given.config, given).state_dict(), given.state_dict())
+
+    low, high = given.config.lambda_range
+    shape = dataclasses.replace(given.config, lambda_range=(low / 3, high * 2))
+    model = begun(shape, given)
+    rows = model.gains.encoder_latent.rows
+    was = (level_lambda(shape, torch.arange(levels)) / low).log() / np.log(high / low) * (levels - 1)
+    assert was[0] < 0 and was[-1] > levels - 1, "some are beyond what the given weights know"
+    assert torch.allclose(rows, was[:, None] * torch.linspace(1, 2, channels), atol=1e-4)
+    assert torch.equal(model.g_a.head.weight, given.g_a.head.weight)
+
+
+def test_weights_of_another_shape_are_not_begun_from(small_models):
+    shape = dataclasses.replace(small_models["fast"].config, width=24)
+    with pytest.raises(ValueError, match="another shape"):
+        begun(shape, small_models["fast"])
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, config, optimiser):
+    trainer = Trainer(settings(folder, tmp_path, config, optimiser=optimiser))
     trainer.step(0.5)
     before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
     trainer.bank.crops, crops = lambda *size: torch.full((1, 3, 64, 64), float("nan")), trainer.bank.crops
     trainer.step(0.5)
     assert same(before, trainer.model.state_dict())
     assert trainer.read_measures(2)["skipped"] == 1
+    moments = [v for o in trainer.optimisers for state in o.state.values() for v in state.values()]
+    assert all(torch.isfinite(v).all() for v in moments)
     trainer.bank.crops = crops
     trainer.step(0.5)
     assert not same(before, trainer.model.state_dict())
@@ -166,6 +293,65 @@ def test_schedule():
     assert learning_rate(config, 0.8) == pytest.approx(0.55) and learning_rate(config, 1.0) == pytest.approx(0.1)
 
 
+def test_larger_crops_at_the_end(folder, tmp_path, config):
+    fits = settings("", "", batch=8, crop=128, last_crop=256, last_share=0.25)
+    assert crops_at(fits, 0.7) == (8, 128) and crops_at(fits, 0.75) == (2, 256)
+    assert crops_at(settings("", "", batch=1, last_crop=256), 0.99) == (1, 256)
+    big = tmp_path / "big"
+    big.mkdir()
+    Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(big / "a.png")
+    trainer = Trainer(settings(big, tmp_path, config, batch=4, last_crop=128))
+    sizes, crops = [], trainer.bank.crops
+    trainer.bank.crops = lambda *size: sizes.append(size) or crops(*size)
+    trainer.step(0.0)
+    trainer.step(0.99)
+    assert sizes == [(4, 64), (1, 128)]
+
+
+def test_logs_pictures_and_plot(folder, tmp_path, config):
+    pytest.importorskip("matplotlib")
+    changes = dict(val=(str(folder),), val_every=1e-9, steps=2)
+    train(settings(folder, tmp_path, config, **changes))
+    rows = read_log(tmp_path / "validation.csv")
+    assert list(rows["step"]) == [1] * 7 + [2] * 7 and len(set(rows["level"])) == 7
+    last = config.quality_levels - 1
+    assert (rows["level"].min(), rows["level"].max()) == (0, last) and (rows["bpp"] > 0).all()
+    with Image.open(tmp_path / "validation-0000002.png") as shown:
+        assert shown.size == (4 * 256, 3 * 256), "original and three levels, of three pictures"
+        original = np.array(shown)[:64, :64]
+    picture = PictureBank([folder], smallest=64).picture(0).permute(1, 2, 0).numpy()
+    assert np.array_equal(original, picture[16:80, 8:72])
+    said = CliRunner().invoke(main, ["train-plot", str(tmp_path)])
+    assert said.exit_code == 0 and said.output.strip() == str(tmp_path / "run.png")
+    with Image.open(tmp_path / "run.png") as drawn:
+        assert drawn.size == (1100, 700) and len(drawn.convert("L").getcolors()) > 20
+
+
+def test_no_log_to_plot(tmp_path):
+    with pytest.raises(ResultsError, match="No such file"):
+        plot(tmp_path)
+    (tmp_path / "log.csv").write_text("step,loss\n1,many\n")
+    with pytest.raises(ResultsError, match="not a log"):
+        plot(tmp_path)
+
+
+def test_tensorboard(folder, tmp_path, config):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(settings(folder, tmp_path, config, tensorboard=True, val=(str(folder),)))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [e.step for e in events.Scalars("validation level 0/psnr")] == [6] and events.Tags()["images"]
+
+
+def test_tensorboard_is_missing(folder, tmp_path, config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MlicError, match="pip install 'mlic\\[train\\]'"):
+        train(settings(folder, tmp_path, config, tensorboard=True))
+
+
 def test_lambda_is_log_spaced():
     low, middle, high = level_lambda(FAST, torch.tensor([0.0, 31.5, 63.0])).tolist()
     assert (low, high) == pytest.approx(FAST.lambda_range) and middle == pytest.approx((low * high) ** 0.5)
@@ -177,7 +363,10 @@ def test_lambda_is_log_spaced():
         ({"minutes": 1}, "either steps or minutes"),
         ({"steps": None}, "either steps or minutes"),
         ({"crop": 100}, "multiple of 64"),
+        ({"last_crop": 100}, "multiple of 64"),
         ({"metric": "vmaf"}, "metric"),
+        ({"optimiser": "sgd"}, "optimiser"),
+        ({"val_every": 5}, "pictures to measure on"),
         ({"metric": "ms-ssim"}, "192"),
         ({"lmbda": 0.01}, "takes no lambda"),
         ({"metric": "ms-ssim", "crop": 192}, "trained for MSE"),
@@ -189,9 +378,32 @@ def test_settings_that_do_not_fit(folder, tmp_path, config, changes, why):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_graph_capture_on_cuda(folder, tmp_path, config):
-    trainer = Trainer(settings(folder, tmp_path, config, bf16=True), device="cuda")
-    for _ in range(20):
-        trainer.step(0.5)
-    assert trainer.graph is not None
-    assert trainer.read_measures(20)["loss"] > 0
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_graph_capture_on_cuda(tmp_path, config, optimiser):
+    Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(tmp_path / "a.png")
+
+    def trainer():
+        changes = dict(bf16=True, optimiser=optimiser, batch=4, last_crop=128, last_share=0.25)
+        return Trainer(settings(tmp_path, tmp_path, config, **changes), device="cuda")
+
+    def run(trainer, *, begin, end):
+        for i in range(begin, end):
+            trainer.step(i / 24)
+        return trainer.read_measures(end - begin)
+
+    first = trainer()
+    assert run(first, begin=0, end=12)["skipped"] == 0 and first.graph is not None
+    resumed = trainer()
+    resumed.load(copy.deepcopy(first.state()))
+    before = {name: p.clone() for name, p in resumed.model.state_dict().items()}
+    seen = run(resumed, begin=12, end=24)  # from 18 on with larger crops, from 21 on with a graph of their own
+    assert resumed.graph is not None and resumed.graph_size == (1, 128)
+    assert seen["skipped"] == 0 and not same(before, resumed.model.state_dict())
+    assert all(torch.isfinite(p).all() for p in resumed.model.parameters())
+    resumed.bank.pixels.fill_(128)  # a graph reads what is there now ...
+    assert run(resumed, begin=23, end=24)["mse"] < seen["mse"] / 2
+    before = {name: p.clone() for name, p in resumed.model.state_dict().items()}
+    for group in (group for o in resumed.optimisers for group in o.param_groups):
+        group["relative"] = 0.0  # ... and this learning rate
+    run(resumed, begin=23, end=24)
+    assert same(before, resumed.model.state_dict())

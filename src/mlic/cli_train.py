@@ -1,4 +1,4 @@
-"""The `mlic train` command."""
+"""The `mlic train` and `mlic train-plot` commands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .cli import _device, _fail, device_option, main, threads_option
+from .errors import MlicError
 
 POSITIVE = click.FloatRange(0, min_open=True)
 FOLDER = click.Path(exists=True, file_okay=False)
@@ -19,18 +20,25 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--model", default="fast", show_default=True, type=click.Choice(["fast", "mlic", "mlic+", "mlic++"]))
 @click.option("--data", multiple=True, required=True, type=FOLDER, help="Folder of pictures. May be repeated.")
 @click.option("--val", multiple=True, type=FOLDER, help="Pictures to measure on at the end.")
+@click.option("--val-every", type=POSITIVE, help="Measure on them every so many minutes, too.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT.")
 @click.option("--steps", type=click.IntRange(1), help="Length of the run in steps, or ...")
 @click.option("--minutes", type=POSITIVE, help="... in minutes. The schedule fits itself to it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT, also into a longer one.")
+@click.option("--init", metavar="NAME|FILE", help="Begin from these weights instead of fresh ones.")
 @click.option("--lmbda", type=POSITIVE, help="Rate-distortion trade-off of a single-rate model.")
 @click.option("--metric", default="mse", show_default=True, type=click.Choice(["mse", "ms-ssim"]))
 @click.option("--out", default="runs/model", show_default=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Crops a step (in each process).")
 @click.option("--crop", default=256, show_default=True, type=click.IntRange(64), help="Pixels a side.")
+@click.option("--last-crop", type=click.IntRange(64), help="Pixels a side in the last share.")
+@click.option("--last-share", default=0.15, show_default=True, type=click.FloatRange(0, 1), help="Of the run.")
+@click.option("--optimiser", default="adam", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--lr", default=4e-4, show_default=True, type=POSITIVE)
-@click.option("--decay", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Share of the run.")
+@click.option("--decay", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Of the run.")
 @click.option("--save-every", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds.")
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile.")
+@click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
 @click.option("--seed", default=0, show_default=True, type=int)
 @device_option
 @threads_option
@@ -61,6 +69,19 @@ def train(data, val, out, device, resume, **settings) -> None:
             click.echo(f"{target}: weights {trained.digest[:8].hex()}")
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:
+    except (MlicError, OSError) as error:
         _fail(out, error)
+        sys.exit(1)
+
+
+@main.command("train-plot")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def train_plot(run) -> None:
+    """Draw the logs of the run in folder RUN into RUN/run.png."""
+    from .train_log import plot
+
+    try:
+        click.echo(plot(run))
+    except (MlicError, OSError) as error:
+        _fail(run, error)
         sys.exit(1)

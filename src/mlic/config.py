@@ -48,7 +48,7 @@ class ModelConfig:
     channel_hidden: tuple[int, int] = (192, 128)
     channel_out: int | None = 128  # None: twice the slice
     local: Literal["conv", "window", "conv3"] = "window"
-    intra: AttentionConfig = AttentionConfig(kind="linear")
+    intra: AttentionConfig | None = AttentionConfig(kind="linear")
     inter: AttentionConfig | None = None
     parameters_hidden: tuple[int, ...] = (320, 256, 128)
     lrp_hidden: tuple[int, int] = (224, 128)
@@ -77,8 +77,8 @@ class ModelConfig:
             type(size) is int and 0 <= size <= 4096 for size in optional
         ):
             raise ValueError("sizes must be whole numbers from 1 to 4096")
-        if not (isinstance(self.name, str) and isinstance(self.intra, AttentionConfig)):
-            raise ValueError("a model has a name and an intra-slice context")
+        if not isinstance(self.name, str):
+            raise ValueError("a model has a name")
         if (self.transform == "patch") != (self.quality_levels >= 2):
             raise ValueError("patch transforms have two quality levels or more, residual ones none")
 
@@ -153,7 +153,7 @@ FAST = ModelConfig(
     lrp_kernels=(1, 3, 1),
     scale_form="log",
     quality_levels=64,
-    lambda_range=(0.0005, 0.3),
+    lambda_range=(0.0002, 0.15),
     padding="edge",
 )
 CONFIGS = {config.name: config for config in (FAST, MLIC, MLIC_PLUS, MLIC_PLUS_PLUS)}

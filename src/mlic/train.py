@@ -1,14 +1,15 @@
 """Training: rate plus lambda times distortion, all rates at once for models with quality levels.
 
-Needs torch, numpy, Pillow, safetensors and tqdm only; knows nothing of files or coders. One step is one function without
-host synchronisation; on a CUDA device it is captured as a graph. Under torchrun, each process takes a share of the batch.
+Needs torch, numpy, Pillow, safetensors and tqdm only; knows nothing of files or coders. One step is one function
+without host synchronisation; on a CUDA device it is captured as a graph. Under torchrun, each process takes a share of
+the batch.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
-import csv
 import dataclasses
 import math
 import os
@@ -24,59 +25,15 @@ from .config import ModelConfig
 from .data import PictureBank
 from .metrics import ms_ssim_tensor
 from .model import STRIDE, CompressionModel, build_model
+from .muon import Muon, matrix_weights
+from .prior import LevelTable
+from .train_config import TrainConfig, crops_at, learning_rate
+from .train_log import RunLog
+from .validation import panel, rate_and_mse, validate, validation_levels
+from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm", "skipped")
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run. It ends after `steps` or `minutes`, whichever is given; the schedule fits itself to that."""
-
-    model: str | ModelConfig = "fast"
-    data: tuple[str, ...]
-    out: str
-    steps: int | None = None
-    minutes: float | None = None
-    lmbda: float | None = None  # single-rate models; 255^2 * MSE, or 1 - MS-SSIM, is multiplied by it
-    metric: str = "mse"  # or "ms-ssim", for single-rate models
-    val: tuple[str, ...] = ()
-    batch: int = 4  # per process
-    crop: int = 256
-    lr: float = 4e-4
-    lr_end: float = 1e-5
-    entropy_lr: float = 2.0  # of all but g_a and g_s, relative to `lr`
-    warmup: float = 0.03  # of the run
-    decay: float = 0.5  # of the run, at its end: linear to lr_end
-    ema: float = 0.998  # of the averaged weights, per step
-    clip: float = 1.0  # gradient norm
-    level_weight: float = 0.5  # a sample's loss is divided by lambda to this power, so that low rates count too
-    seed: int = 0
-    threads: int | None = None
-    bf16: bool = True
-    compiled: bool = False
-    save_every: float = 300.0  # seconds
-    log_every: int = 50  # steps
-
-    def __post_init__(self) -> None:
-        """Raises ValueError on settings that do not fit together."""
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give either steps or minutes")
-        if self.crop % STRIDE:
-            raise ValueError(f"crop must be a multiple of {STRIDE}, not {self.crop}")
-        if self.metric not in ("mse", "ms-ssim"):
-            raise ValueError(f"metric is mse or ms-ssim, not {self.metric!r}")
-        if self.metric == "ms-ssim" and self.crop < 192:
-            raise ValueError("MS-SSIM needs crops of 192 pixels or more")
-
-
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Warm-up, stable, decay. `progress` in 0..1."""
-    if progress < config.warmup:
-        return config.lr * (progress + 1e-3) / config.warmup
-    if progress < 1 - config.decay:
-        return config.lr
-    return config.lr_end + (config.lr - config.lr_end) * max(0.0, 1 - progress) / config.decay
 
 
 def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
@@ -85,9 +42,26 @@ def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
     return torch.exp(low + (high - low) * level / (config.quality_levels - 1))
 
 
-def rate_and_mse(x: Tensor, x_hat: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-picture (bits per pixel, MSE on 0..1), both (B,)."""
-    return bits / (x.shape[2] * x.shape[3]), (x_hat.float() - x).square().flatten(1).mean(1)
+@torch.no_grad()
+def begin_from(model: CompressionModel, given: CompressionModel) -> None:
+    """Copy the weights of a model of the same shape. Where its lambda range differs, a level begins as the one that had
+    its lambda there; beyond the range, as the line through the outermost eighth goes on. Raises ValueError.
+    """
+    if dataclasses.replace(given.config, lambda_range=model.config.lambda_range) != model.config:
+        raise ValueError(f"the weights to begin from are of another shape ({given.config.name!r})")
+    model.load_state_dict(given.state_dict())
+    if given.config.lambda_range == model.config.lambda_range:
+        return
+    levels = torch.arange(model.config.quality_levels, dtype=torch.float32)
+    low, high = (math.log(value) for value in given.config.lambda_range)
+    last = len(levels) - 1
+    at = (level_lambda(model.config, levels).log() - low) / (high - low) * last  # where each level was
+    eighth = max(1, last // 8)
+    for table in (module for module in model.modules() if isinstance(module, LevelTable)):
+        table.fold()
+        rows = table(at.clamp(0, last))
+        first, final = table.rows[eighth] - table.rows[0], table.rows[last] - table.rows[last - eighth]
+        table.rows.copy_(rows + (at.clamp_max(0)[:, None] * first + (at - last).clamp_min(0)[:, None] * final) / eighth)
 
 
 class _Forward(nn.Module):
@@ -103,9 +77,20 @@ class _Forward(nn.Module):
 
 
 class Trainer:
-    """Model, optimiser, averaged weights and data on one device, and the step that moves them."""
+    """Model, optimisers, averaged weights and data on one device, and the step that moves them.
 
-    def __init__(self, config: TrainConfig, *, device: str = "cpu", rank: int = 0, world: int = 1) -> None:
+    `bank` may be shared by trainers; its pictures must be large enough for the crops.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        device: str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        bank: PictureBank | None = None,
+    ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)  # the same first weights everywhere, then each process its own crops and noise
@@ -113,66 +98,101 @@ class Trainer:
         cuda = self.device.type == "cuda"
         # on CPUs it brings nothing, and torch 2.13's backward pass crashes with it
         self.layout = torch.channels_last if cuda else torch.contiguous_format
-        self.model = build_model(config.model).to(device, memory_format=self.layout).train()
+        self.model = build_model(config.model)
         self.shape = self.model.config
+        if config.init:
+            begin_from(self.model, load_model(config.init))
+        self.model.to(device, memory_format=self.layout).train()
         if self.shape.variable_rate == (config.lmbda is not None):
             raise ValueError(f"{self.shape.name} {'takes no' if self.shape.variable_rate else 'needs a'} lambda")
         if self.shape.variable_rate and config.metric != "mse":
             raise ValueError(f"{self.shape.name} is trained for MSE: its lambdas are MSE's")
         torch.manual_seed(config.seed + rank)
-        self.bank = PictureBank(config.data, smallest=config.crop, device=device)
+        smallest = max(config.crop, config.last_crop or 0)
+        self.bank = bank or PictureBank(config.data, smallest=smallest, device=device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.forward: nn.Module = _Forward(self.model)
         if config.compiled:
-            self.forward.compile()
+            self.forward.compile(dynamic=False)
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
-        groups = []
-        for relative, own in ((1.0, True), (config.entropy_lr, False)):
-            parameters = [p for n, p in self.model.named_parameters() if n.startswith(("g_a.", "g_s.")) == own]
-            rate = torch.tensor(config.lr, device=device) if cuda else config.lr
-            groups.append({"params": parameters, "lr": rate, "relative": relative})
-        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-        self.optimiser.grad_scale, self.optimiser.found_inf = None, torch.zeros((), device=device)
+        self.capture = cuda and world == 1 and config.graph
+        self._make_optimisers()
         self.measures = torch.zeros(len(MEASURES), device=device)  # sums since they were last read
         self.steps = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.capture = cuda and world == 1
+        self.graph_size, self.graph_warm = (0, 0), 0  # batch and crop it is for, and steps made with them before it
+        self.beside = torch.cuda.Stream() if self.capture else None
+        self.ends: collections.deque[torch.cuda.Event] = collections.deque()  # of the last steps on a CUDA device
+
+    def _make_optimisers(self) -> None:
+        """Adam for all, or Muon for matrices and Adam for the rest, each in two groups by learning rate."""
+        cuda = self.device.type == "cuda"
+        matrices = {id(p) for p in matrix_weights(self.model)} if self.config.optimiser == "muon" else set()
+
+        def groups(of_muon: bool) -> list[dict]:
+            made = []
+            for relative, own in ((1.0, True), (self.config.entropy_lr, False)):
+                named = [p for n, p in self.model.named_parameters() if n.startswith(("g_a.", "g_s.")) == own]
+                rate = torch.tensor(self.config.lr, device=self.device) if cuda else self.config.lr  # a graph reads it
+                parameters = [p for p in named if (id(p) in matrices) == of_muon]
+                scale = self.config.muon_lr if of_muon else 1.0
+                made.append({"params": parameters, "lr": rate, "relative": relative * scale})
+            return made
+
+        adam = torch.optim.Adam(groups(False), betas=(0.9, 0.99), fused=True, capturable=self.capture)
+        adam._warned_capturable_if_run_uncaptured = True  # the steps before the capture are meant
+        adam.grad_scale, adam.found_inf = None, torch.zeros((), device=self.device)
+        self.optimisers: list[torch.optim.Optimizer] = [adam] + ([Muon(groups(True))] if matrices else [])
 
     def step(self, progress: float) -> None:
-        """One optimiser step at a point of the run in 0..1."""
-        for group in self.optimiser.param_groups:
+        """One optimiser step at a point of the run in 0..1. At most two stay unfinished on a CUDA device."""
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             rate = learning_rate(self.config, progress) * group["relative"]
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        if self.capture and self.steps >= 3:
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self._update()
-            self.graph.replay()
-        elif self.capture:  # as graphs want it: warm up beside the main stream
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                self._update()
-            torch.cuda.current_stream().wait_stream(beside)
+        size = crops_at(self.config, progress)
+        if self.capture:
+            self._update_by_graph(size)
         else:
-            self._update()
+            self._update(*size)
         self.steps += 1
         if self.steps % AVERAGE_EVERY == 0:
             now = min(self.config.ema**AVERAGE_EVERY, (1 + self.steps) / (10 * AVERAGE_EVERY + self.steps))
             averages, weights = list(self.average.parameters()), list(self.model.parameters())
             torch._foreach_lerp_(averages, [w.detach() for w in weights], 1 - now)
+        if self.device.type == "cuda":  # so that a schedule in minutes sees the device's time, not the queue's
+            self.ends.append(torch.cuda.Event(blocking=True))
+            self.ends[-1].record()
+            if len(self.ends) > 2:
+                self.ends.popleft().synchronize()
 
-    def _update(self) -> None:
+    def _update_by_graph(self, size: tuple[int, int]) -> None:
+        """`_update` as a CUDA graph, captured for each new size after three steps beside the main stream."""
+        if size != self.graph_size:
+            torch.cuda.synchronize()
+            self.graph, self.graph_size, self.graph_warm = None, size, 0
+        if self.graph_warm < 3:
+            self.graph_warm += 1
+            self.beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.beside):
+                self._update(*size)
+            torch.cuda.current_stream().wait_stream(self.beside)
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._update(*size)
+        self.graph.replay()
+
+    def _update(self, batch: int, crop: int) -> None:
         config = self.config
-        x = self.bank.crops(config.batch, config.crop).contiguous(memory_format=self.layout)
+        x = self.bank.crops(batch, crop).contiguous(memory_format=self.layout)
         level, lmbda, weight = None, config.lmbda, 1.0
         if self.shape.variable_rate:
-            level = torch.rand(config.batch, device=self.device) * (self.shape.quality_levels - 1)
+            level = torch.rand(batch, device=self.device) * (self.shape.quality_levels - 1)
             lmbda = level_lambda(self.shape, level)
             weight = (lmbda / 0.01) ** -config.level_weight
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16, cache_enabled=False):
@@ -183,12 +203,13 @@ class Trainer:
         else:
             distortion = 1 - ms_ssim_tensor(x_hat.float(), x, 1.0)
         loss = (weight * (bpp + lmbda * distortion)).mean()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
         bad = (~torch.isfinite(norm)).float()
-        self.optimiser.found_inf.copy_(bad)  # Adam leaves everything as it was where this is 1
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.found_inf.copy_(bad)  # it leaves everything as it was where this is 1
+            optimiser.step()
         seen = torch.stack([loss.detach(), bpp.detach().mean(), mse.detach().mean(), norm.detach()])
         self.measures += torch.cat([seen.nan_to_num(0, 0, 0), bad[None]])
 
@@ -202,7 +223,8 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.optimisers[0].state_dict(),
+            "muon": self.optimisers[1].state_dict() if self.optimisers[1:] else None,
             "measures": self.measures,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -210,9 +232,20 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
+        """Go on from `state()`, on any device. Raises ValueError when the optimiser is another."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if (state.get("muon") is not None) != (len(self.optimisers) > 1):
+            raise ValueError(f"the run was not made with --optimiser {self.config.optimiser}")
+        for optimiser, saved in zip(self.optimisers, (state["optimiser"], state.get("muon"))):
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimiser.param_groups]
+            optimiser.load_state_dict(saved)
+            for group, settings in zip(optimiser.param_groups, own):
+                group.update(settings)  # the device's kind of learning rate, not the saved one
+            for p, moments in optimiser.state.items():
+                for name, value in moments.items():
+                    if value.shape == p.shape:  # the device's memory layout: fused Adam asks for it
+                        moments[name] = torch.empty_like(p).copy_(value)
         self.measures.copy_(state["measures"])
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
@@ -220,91 +253,81 @@ class Trainer:
         self.steps = state["steps"]
 
 
-@torch.no_grad()
-def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ...], size: int = 512) -> list[dict]:
-    """Mean bpp and PSNR at each level, without noise, on the middle of each picture (at most `size` pixels a side)."""
-    rows = []
-    for level in levels if model.config.variable_rate else (0.0,):
-        seen = []
-        for index in range(len(bank)):
-            picture = bank.picture(index)
-            height, width = (min(size, side) // STRIDE * STRIDE for side in picture.shape[1:])
-            top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
-            x = picture[None, :, top : top + height, left : left + width].float() / 255
-            at = torch.tensor([level], device=x.device) if model.config.variable_rate else None
-            x_hat, estimate = model(x, at, noisy=False)
-            bpp, mse = rate_and_mse(x, x_hat.clamp(0, 1), estimate.y_bits + estimate.z_bits)
-            seen.append((bpp.item(), -10 * math.log10(max(mse.item(), 1e-10))))
-        bpp, psnr = (sum(values) / len(values) for values in zip(*seen))
-        rows.append({"level": level, "bpp": bpp, "psnr": psnr})
-    return rows
-
-
 def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
-    """Run, writing `checkpoint.pt` (to go on from) and `log.csv` into `config.out`. Returns the averaged model.
+    """Run, writing `checkpoint.pt` (to go on from) and the logs of train_log.py into `config.out`. Returns the averaged
+    model.
 
     A checkpoint in `config.out` is continued, also into a longer run. Raises ValueError on settings that do not fit.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and config.steps is None:
+        raise ValueError("several processes must end together: give steps, not minutes")
+    if world > 1 and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
     with _process_group(world, device):
-        if world > 1 and device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        if world > 1 and config.steps is None:
-            raise ValueError("several processes must end together: give steps, not minutes")
-        trainer = Trainer(config, device=device, rank=rank, world=world)
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         checkpoint = out / ("checkpoint.pt" if rank == 0 else f"checkpoint-{rank}.pt")
-        elapsed = 0.0
-        if checkpoint.exists():
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else {}
+        log = RunLog(out, tensorboard=config.tensorboard, step=state.get("steps", 0)) if rank == 0 else None
+        trainer = Trainer(config, device=device, rank=rank, world=world)
+        if state:
             trainer.load(state)
-            elapsed = state["elapsed"]
-        _run(config, trainer, checkpoint, elapsed, quiet=rank > 0)
-        if config.val and rank == 0:
-            bank = PictureBank(config.val, smallest=STRIDE, device=device)
-            last = max(1, trainer.shape.quality_levels - 1)
-            for row in validate(trainer.average.eval(), bank, tuple(last * i / 6 for i in range(7))):
+        elapsed = _run(config, trainer, checkpoint, state.get("elapsed", 0.0), log)
+        if config.val and log:
+            for row in _validate(trainer, PictureBank(config.val, smallest=STRIDE, device=device), log, elapsed):
                 print(f"level {row['level']:5.1f}  {row['bpp']:.4f} bpp  {row['psnr']:.2f} dB", file=sys.stderr)
     return trainer.average
 
 
-def _run(config: TrainConfig, trainer: Trainer, checkpoint: Path, elapsed: float, *, quiet: bool) -> None:
+def _run(config: TrainConfig, trainer: Trainer, checkpoint: Path, elapsed: float, log: RunLog | None) -> float:
+    """Go on to the end, from `elapsed` seconds on. Returns the seconds at the end. In all processes but the first `log`
+    is None.
+    """
     total, unit = (config.steps, "step") if config.steps else (config.minutes * 60, "s")
 
     def done() -> float:
         return trainer.steps if config.steps else elapsed
 
+    val = PictureBank(config.val, smallest=STRIDE, device=trainer.device) if config.val_every and log else None
     started, saved = time.monotonic() - elapsed, time.monotonic()
-    bar = tqdm(total=int(total), initial=int(done()), unit=unit, disable=True if quiet else None)
-    log_path = checkpoint.with_name("log.csv")
-    new_log = not log_path.exists()
-    with contextlib.nullcontext() if quiet else open(log_path, "a", newline="") as log_file:
-        log = None if quiet else csv.writer(log_file)
-        if log and new_log:
-            log.writerow(["step", "seconds", *MEASURES, "learning_rate", "pixels_per_second"])
-        logged = time.monotonic()
-        while done() / total < 1:
-            trainer.step(done() / total)
-            elapsed = time.monotonic() - started
-            bar.update(int(done()) - bar.n)
-            if trainer.steps % config.log_every == 0:
-                seen = trainer.read_measures(config.log_every)
-                now = time.monotonic()
-                speed = config.log_every * config.batch * config.crop**2 / (now - logged)
-                logged = now
-                if log:
-                    rate = learning_rate(config, done() / total)
-                    log.writerow([trainer.steps, f"{elapsed:.1f}", *(f"{v:.5g}" for v in seen.values()), f"{rate:.3g}", f"{speed:.4g}"])
-                    log_file.flush()
-                psnr = -10 * math.log10(max(seen["mse"], 1e-10))
-                bar.set_postfix(loss=f"{seen['loss']:.3f}", bpp=f"{seen['bpp']:.3f}", psnr=f"{psnr:.2f}", px_s=f"{speed:.3g}")
-            if time.monotonic() - saved >= config.save_every:
-                _save(trainer, checkpoint, elapsed)
-                saved = time.monotonic()
+    validated = logged = saved
+    bar = tqdm(total=int(total), initial=int(done()), unit=unit, disable=None if log else True)
+    while done() / total < 1:
+        progress = done() / total
+        trainer.step(progress)
+        elapsed = time.monotonic() - started
+        bar.update(int(done()) - bar.n)
+        if trainer.steps % config.log_every == 0:
+            seen = trainer.read_measures(config.log_every)
+            now = time.monotonic()
+            batch, crop = crops_at(config, progress)
+            speed = config.log_every * batch * crop**2 / (now - logged)
+            logged = now
+            if log:
+                rates = {"learning_rate": f"{learning_rate(config, progress):.3g}", "pixels_per_second": f"{speed:.4g}"}
+                measures = {name: f"{value:.5g}" for name, value in seen.items()}
+                log.line({"step": trainer.steps, "seconds": f"{elapsed:.1f}", **measures, **rates})
+            shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
+            bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
+        if time.monotonic() - saved >= config.save_every:
+            _save(trainer, checkpoint, elapsed)
+            saved = time.monotonic()
+        if val and done() / total < 1 and time.monotonic() - validated >= config.val_every * 60:
+            _validate(trainer, val, log, elapsed)
+            validated = logged = time.monotonic()
     _save(trainer, checkpoint, elapsed)
     bar.close()
+    return elapsed
+
+
+def _validate(trainer: Trainer, bank: PictureBank, log: RunLog, elapsed: float) -> list[dict]:
+    """Rows of `validate` for the averaged weights, also into the log."""
+    model = trainer.average.eval()
+    rows = validate(model, bank, validation_levels(model))
+    log.validation(rows, panel(model, bank), step=trainer.steps, seconds=elapsed)
+    return rows
 
 
 def _save(trainer: Trainer, checkpoint: Path, elapsed: float) -> None:
@@ -323,7 +346,7 @@ def _process_group(world: int, device: str):
     if world == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
     finally:

@@ -1,0 +1,78 @@
+"""The settings of a training run, and what they say at each point of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .config import ModelConfig
+from .model import STRIDE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run. It ends after `steps` or `minutes`, whichever is given; the schedule fits itself to that."""
+
+    model: str | ModelConfig = "fast"
+    data: tuple[str, ...]
+    out: str
+    steps: int | None = None
+    minutes: float | None = None
+    init: str | None = None  # a weights file, or the name of a packaged model, to begin from
+    lmbda: float | None = None  # single-rate models; 255^2 * MSE, or 1 - MS-SSIM, is multiplied by it
+    metric: str = "mse"  # or "ms-ssim", for single-rate models
+    val: tuple[str, ...] = ()
+    val_every: float | None = None  # minutes; None: at the end only
+    tensorboard: bool = False
+    batch: int = 4  # per process
+    crop: int = 256
+    last_crop: int | None = None  # pixels a side in the last share of the run; the batch then shrinks to match
+    last_share: float = 0.15
+    optimiser: str = "adam"  # or "muon", with Adam for what is no matrix
+    lr: float = 4e-4
+    lr_end: float = 1e-5
+    entropy_lr: float = 2.0  # of all but g_a and g_s, relative to `lr`
+    muon_lr: float = 5.0  # of the matrices under Muon, relative to Adam's
+    warmup: float = 0.03  # of the run
+    decay: float = 0.5  # of the run, at its end: linear to lr_end
+    ema: float = 0.998  # of the averaged weights, per step
+    clip: float = 1.0  # gradient norm
+    level_weight: float = 0.5  # a sample's loss is divided by lambda to this power, so that low rates count too
+    seed: int = 0
+    threads: int | None = None
+    bf16: bool = True
+    compiled: bool = False
+    graph: bool = True  # capture the step as a CUDA graph
+    save_every: float = 300.0  # seconds
+    log_every: int = 50  # steps
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on settings that do not fit together."""
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either steps or minutes")
+        for crop in (self.crop, self.last_crop or STRIDE):
+            if crop % STRIDE:
+                raise ValueError(f"crop must be a multiple of {STRIDE}, not {crop}")
+        if self.optimiser not in ("adam", "muon"):
+            raise ValueError(f"optimiser is adam or muon, not {self.optimiser!r}")
+        if self.val_every and not self.val:
+            raise ValueError("to measure every few minutes, give pictures to measure on")
+        if self.metric not in ("mse", "ms-ssim"):
+            raise ValueError(f"metric is mse or ms-ssim, not {self.metric!r}")
+        if self.metric == "ms-ssim" and min(self.crop, self.last_crop or self.crop) < 192:
+            raise ValueError("MS-SSIM needs crops of 192 pixels or more")
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """Warm-up, stable, decay. `progress` in 0..1."""
+    if progress < config.warmup:
+        return config.lr * min(1.0, (progress + 1e-3) / config.warmup)
+    if progress < 1 - config.decay:
+        return config.lr
+    return config.lr_end + (config.lr - config.lr_end) * max(0.0, 1 - progress) / config.decay
+
+
+def crops_at(config: TrainConfig, progress: float) -> tuple[int, int]:
+    """(batch, pixels a side) at a point of the run in 0..1."""
+    if config.last_crop is None or progress < 1 - config.last_share:
+        return config.batch, config.crop
+    return max(1, round(config.batch * (config.crop / config.last_crop) ** 2)), config.last_crop

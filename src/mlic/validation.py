@@ -1,0 +1,68 @@
+"""What a model in training reaches on pictures of their own: rate and PSNR by level, and pictures to look at."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import PictureBank
+from .model import STRIDE, CompressionModel
+
+
+def rate_and_mse(x: Tensor, x_hat: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-picture (bits per pixel, MSE on 0..1), both (B,)."""
+    return bits / (x.shape[2] * x.shape[3]), (x_hat.float() - x).square().flatten(1).mean(1)
+
+
+def validation_levels(model: CompressionModel, count: int = 7) -> tuple[float, ...]:
+    """Levels evenly from the first to the last; one where a model has one rate."""
+    if not model.config.variable_rate:
+        return (0.0,)
+    return tuple((model.config.quality_levels - 1) * i / (count - 1) for i in range(count))
+
+
+def _middle(bank: PictureBank, index: int, size: int) -> Tensor:
+    """The middle of a picture, at most `size` pixels a side: (1, 3, H, W) in 0..1, sides multiples of 64."""
+    picture = bank.picture(index)
+    height, width = (min(size, side) // STRIDE * STRIDE for side in picture.shape[1:])
+    top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
+    return picture[None, :, top : top + height, left : left + width].float() / 255
+
+
+def _code(model: CompressionModel, x: Tensor, level: float) -> tuple[Tensor, float, float]:
+    """Without noise: (reconstruction, bits per pixel, PSNR)."""
+    at = torch.tensor([level], device=x.device) if model.config.variable_rate else None
+    x_hat, estimate = model(x, at, noisy=False)
+    x_hat = x_hat.clamp(0, 1)
+    bpp, mse = rate_and_mse(x, x_hat, estimate.y_bits + estimate.z_bits)
+    return x_hat, bpp.item(), -10 * math.log10(max(mse.item(), 1e-10))
+
+
+@torch.no_grad()
+def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ...], size: int = 512) -> list[dict]:
+    """Mean bpp and PSNR at each level, without noise, on the middle of each picture (at most `size` pixels a side)."""
+    rows = []
+    for level in levels:
+        seen = [_code(model, _middle(bank, index, size), level)[1:] for index in range(len(bank))]
+        bpp, psnr = (sum(values) / len(values) for values in zip(*seen))
+        rows.append({"level": level, "bpp": bpp, "psnr": psnr})
+    return rows
+
+
+@torch.no_grad()
+def panel(model: CompressionModel, bank: PictureBank, *, count: int = 4, size: int = 256) -> np.ndarray:
+    """The middles of the first pictures, one below another, each beside what the lowest, middle and highest level make
+    of it: (H, W, 3) uint8.
+    """
+    rows = []
+    for index in range(min(count, len(bank))):
+        x = _middle(bank, index, size)
+        shown = torch.cat([x, *(_code(model, x, level)[0] for level in dict.fromkeys(validation_levels(model, 3)))], 3)
+        cell = torch.zeros(3, size, shown.shape[3] // x.shape[3] * size)
+        for i, part in enumerate(shown[0].cpu().split(x.shape[3], 2)):
+            cell[:, : part.shape[1], i * size : i * size + part.shape[2]] = part
+        rows.append(cell)
+    return (torch.cat(rows, 1) * 255).round().byte().permute(1, 2, 0).numpy()
