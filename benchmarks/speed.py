@@ -84,7 +84,12 @@ def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
             split = {**seconds, "total": total}
             split["entropy model"] -= seconds["symbol coding"] - seconds["finish"]
             runs[verb].append(split)
-    result = {"model": name, "arithmetic": "exact" if exact else "float", "weights": "packaged" if find_weights(name) else "random", "bytes": len(data)}
+    result = {
+        "model": name,
+        "arithmetic": "exact" if exact else "float",
+        "weights": "packaged" if find_weights(name) else "random",
+        "bytes": len(data),
+    }
     for verb, all_splits in runs.items():
         result[verb] = {part: statistics.median(split[part] for split in all_splits[1:]) for part in all_splits[0]}
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -102,7 +107,9 @@ def main(threads: int, repeat: int, output: Path | None, only: str | None, float
         print(json.dumps(measure(only, threads, repeat, not floating)))
         return
     rows = []
-    print(f"{'model':8} {'':6} {'verb':7} {'total s':>8} {'transforms':>11} {'entropy model':>14} {'symbols':>8} {'peak MiB':>9}")
+    print(
+        f"{'model':8} {'':6} {'verb':7} {'total s':>8} {'transforms':>11} {'entropy model':>14} {'symbols':>8} {'peak MiB':>9}"
+    )
     for name, kind in [(name, kind) for name in CONFIGS for kind in ("exact", "float")]:
         command = [sys.executable, __file__, "--only", name, "-j", str(threads), "--repeat", str(repeat)]
         command += ["--float"] if kind == "float" else []

@@ -41,9 +41,7 @@ def deep_png(values: np.ndarray, *chunks: tuple[bytes, bytes]) -> io.BytesIO:
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
 
 
-def deep_tiff(
-    values: np.ndarray, *, order="<", deflate=False, predictor=False, planar=False, turned=1, start=0
-) -> io.BytesIO:
+def deep_tiff(values: np.ndarray, *, order="<", deflate=False, predictor=False, planar=False, turned=1, start=0) -> io.BytesIO:
     """(H, W, 1, 3 or 4) uint16 -> a 16-bit TIFF file in strips of 16 rows, with the orientation `turned`.
 
     All places in it count from `start` bytes before it.

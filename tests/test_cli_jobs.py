@@ -168,6 +168,8 @@ def test_ctrl_c_stops_a_job_of_many(photo, jobs):
         Image.fromarray(photo).save(f"many/{i}.png")
     os.mkdir("coded")
     command = command_line("encode", "many", "-o", "coded", "-j", jobs)
+    # what runs in the background of a script is born without ears for SIGINT
+    command["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said, seconds = interrupt(process, Path("coded"))
     assert process.returncode == 130 and "Traceback" not in said and seconds < 20
@@ -324,7 +326,7 @@ def test_bash_completes_commands_and_options():
     environment = {**command["env"], "PATH": f"{os.getcwd()}{os.pathsep}{os.environ['PATH']}"}
 
     def complete(words: str) -> str:
-        program = f'. ./script 2>/dev/null; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); '
+        program = f". ./script 2>/dev/null; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
         program += '_mlic_completion mlic; echo "${COMPREPLY[@]}"'
         return subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True).stdout.strip()
 

@@ -68,7 +68,9 @@ def slow_encode(batches) -> tuple[bytes, bytes, int]:
 class SlowDecoder:
     """Same methods as SymbolDecoder, so that it can stand in for it."""
 
-    def __init__(self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0, *, partial: bool = False):
+    def __init__(
+        self, tables: CodingTables, stream: bytes, escapes: bytes, checksum: int, prior_row: int = 0, *, partial: bool = False
+    ):
         assert not partial
         self.gaussian, self.prior, self.prior_row = SlowTables(tables.gaussian), SlowTables(tables.prior), prior_row
         self.batches = 0

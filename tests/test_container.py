@@ -36,7 +36,9 @@ def chunk(kind: bytes, payload: bytes) -> bytes:
     return kind + len(payload).to_bytes(4, "little") + payload + crc
 
 
-def head(width=300, height=200, colour=1, arithmetic=1, quality=8064, name=b"fast", digest=bytes(range(8)), length=None) -> bytes:
+def head(
+    width=300, height=200, colour=1, arithmetic=1, quality=8064, name=b"fast", digest=bytes(range(8)), length=None
+) -> bytes:
     length = len(name) if length is None else length
     return chunk(b"HEAD", struct.pack("<IIBBHB", width, height, colour, arithmetic, quality, length) + name + digest)
 

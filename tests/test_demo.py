@@ -69,9 +69,7 @@ def test_search_against_brute_force(subsampling):
     image = smooth_picture()
     sizes = [jpeg_size(image, quality, subsampling) for quality in range(101)]
     for target in (1, sizes[0], sizes[30], sizes[60] + 7, (sizes[70] + sizes[71]) // 2, sizes[100], 10**6):
-        quality, data, seconds = demo._nearest_quality(
-            image, "JPEG", {"optimize": True, "subsampling": subsampling}, target
-        )
+        quality, data, seconds = demo._nearest_quality(image, "JPEG", {"optimize": True, "subsampling": subsampling}, target)
         assert len(data) == sizes[quality] and seconds > 0
         assert abs(len(data) - target) == min(abs(size - target) for size in sizes)
 
@@ -107,9 +105,7 @@ def test_table():
         ]
     ).splitlines()
     assert table[0].split()[:3] == ["codec", "setting", "bytes"]
-    assert table[2].split() == ["JPEG", "q5", "4:2:0", "1,100", "+10.0%", "0.275", "25.12", "0.90000", "10.00"] + [
-        "0.001"
-    ] * 2
+    assert table[2].split() == ["JPEG", "q5", "4:2:0", "1,100", "+10.0%", "0.275", "25.12", "0.90000", "10.00"] + ["0.001"] * 2
     assert table[3] == "" and table[4].startswith("mlic") and "123,456" in table[4]
     assert len({len(line) for line in (table[0], table[1], table[2], table[4])}) == 1
     assert len(format_table([]).splitlines()[0]) > 20

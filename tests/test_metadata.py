@@ -8,8 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, PngImagePlugin
 from picture_files import SRGB, SWAPPED, cmyk_profile, grey_profile, stored
+from PIL import ExifTags, Image, PngImagePlugin
 
 from mlic.metadata import upright_exif
 from mlic.pictures import read_picture

@@ -6,8 +6,8 @@ import io
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
 from picture_files import SRGB, SWAPPED, deep_png, deep_tiff, deep_values, stored
+from PIL import ExifTags, Image
 
 from mlic.pictures import Picture, read_picture
 

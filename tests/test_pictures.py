@@ -9,8 +9,8 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
 from picture_files import SRGB, cmyk_profile, deep_png, deep_tiff, deep_values, stored
+from PIL import ExifTags, Image
 
 from mlic.errors import PictureError
 from mlic.pictures import read_picture, read_pixels

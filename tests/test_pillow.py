@@ -150,9 +150,7 @@ def test_options_of_save_reach_the_encoder(photo, small_models):
         saved(target_size=50)
 
 
-@pytest.mark.parametrize(
-    "model, quality", [("mlic", 512), ("mlic", 65535), ("fast", 65535), ("fast", 65000), ("own", 0)]
-)
+@pytest.mark.parametrize("model, quality", [("mlic", 512), ("mlic", 65535), ("fast", 65535), ("fast", 65000), ("own", 0)])
 def test_a_quality_that_cannot_be_told_is_left_out(model, quality):
     tile = CodedTile(checksum=0, escapes=b"", stream=b"")
     common = {"width": 5, "height": 5, "colour": 1, "arithmetic": 1, "digest": bytes(8), "tiles": (tile,)}

@@ -9,12 +9,12 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from test_compare import better, results
 
 from mlic.compare import compare
 from mlic.errors import MlicError
 from mlic.report import figure_png, html_report
 from mlic.report_pictures import same_size_pictures
-from test_compare import better, results
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

@@ -7,8 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
 from picture_files import SRGB, deep_values
+from PIL import ExifTags, Image
 
 from mlic.errors import PictureError
 from mlic.pictures import Picture, picture_bytes, read_picture, to_pillow, write_whole
@@ -32,8 +32,10 @@ def picture_of(photo: np.ndarray, channels: int, *, deep: bool = False, **fields
 
 
 def same(a: Picture, b: Picture) -> bool:
-    return a.pixels.dtype == b.pixels.dtype and np.array_equal(a.pixels, b.pixels) and (
-        b.alpha is None if a.alpha is None else np.array_equal(a.alpha, b.alpha)
+    return (
+        a.pixels.dtype == b.pixels.dtype
+        and np.array_equal(a.pixels, b.pixels)
+        and (b.alpha is None if a.alpha is None else np.array_equal(a.alpha, b.alpha))
     )
 
 

@@ -61,7 +61,10 @@ def test_transforms_see_no_further_than_the_margin(small_models, name):
         some_y = model.analyse(x[:, :, rows, columns], level)
         some = model.synthesise(gather({whole: y_hat}, around), level)
         latent, inner = (slice(None), slice(None), *part.within(around, 16)), (slice(None), slice(None), *part.within(around))
-        errors = (some_y[latent] - y[:, :, 12:20, 12:20]).abs().max(), (some[inner] - pixels[:, :, 192:320, 192:320]).abs().max()
+        errors = (
+            (some_y[latent] - y[:, :, 12:20, 12:20]).abs().max(),
+            (some[inner] - pixels[:, :, 192:320, 192:320]).abs().max(),
+        )
         far.append(max(error / values.abs().max() for error, values in zip(errors, (y, pixels))))
     assert far[0] < 1e-5 < far[1]
 

@@ -1,8 +1,8 @@
 """mlic: the MLIC family of learned image codecs, as software to use.
 
-    import mlic
-    data = mlic.encode("photo.png", quality=50)
-    mlic.decode(data).save("back.png")
+import mlic
+data = mlic.encode("photo.png", quality=50)
+mlic.decode(data).save("back.png")
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ def compare_curves(anchor: Points, test: Points) -> Delta:
     if overlap := _overlap(anchor[:, 1], test[:, 1]):
         share = (overlap[1] - overlap[0]) / min(np.ptp(anchor[:, 1]), np.ptp(test[:, 1]))
         if share < 0.5:
-            warnings.append(
-                f"small overlap: {overlap[0]:.2f} to {overlap[1]:.2f} dB, {share:.0%} of the smaller curve's range"
-            )
+            warnings.append(f"small overlap: {overlap[0]:.2f} to {overlap[1]:.2f} dB, {share:.0%} of the smaller curve's range")
     else:
         warnings.append("no common PSNR: no BD-rate")
     rates = _overlap(np.log(anchor[:, 0]), np.log(test[:, 0]))

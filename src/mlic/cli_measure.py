@@ -20,7 +20,9 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGES...")
 @click.option("--model", metavar="NAME|FILE", help="Model to measure. Default: fast.")
 @click.option("--codec", metavar="NAME", help="Or another codec: jpeg, webp, avif, jxl, jpeg2000, heic, x265, vvc.")
-@click.option("-q", "--quality", "qualities", multiple=True, type=float, help="May be repeated. Default: 6 to 8 over the range.")
+@click.option(
+    "-q", "--quality", "qualities", multiple=True, type=float, help="May be repeated. Default: 6 to 8 over the range."
+)
 @click.option("--name", help="What to call the model in results. Default: its own name.")
 @click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Results file (JSON). An existing one is continued.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Pictures at once. Disturbs times.")
@@ -68,7 +70,6 @@ def evaluate_(images, model, codec, qualities, name, output, jobs, device, threa
     _print_means(results)
     if results.failures():
         sys.exit(1)
-
 
 
 def _curve_options(command):

@@ -182,9 +182,7 @@ def encode_picture(
 
 
 @torch.inference_mode()
-def estimate_bytes(
-    model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True
-) -> float:
+def estimate_bytes(model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True) -> float:
     """The model's own estimate of a file's size, before tables, headers and rounding to bytes."""
     level = level_tensor(model, quality_code(model, quality))
     x = _to_tensor(model, picture.pixels)

@@ -230,9 +230,7 @@ def _code_nearest(picture: Image.Image, codec: str, target: int) -> _Coded:
     return max((c for c in candidates if abs(c.size - target) <= slack), key=lambda c: c.psnr)
 
 
-def _nearest_quality(
-    picture: Image.Image, codec: str, options: dict[str, object], target: int
-) -> tuple[int, bytes, float]:
+def _nearest_quality(picture: Image.Image, codec: str, options: dict[str, object], target: int) -> tuple[int, bytes, float]:
     """Bisect the quality 0..100, taking sizes to grow with it; return it with the file and the seconds to encode it."""
     tried: dict[int, tuple[bytes, float]] = {}
 

@@ -129,4 +129,3 @@ def _job(source: Path, target: Path, *, found: bool, force: bool) -> Job:
     except OSError as error:
         return Job(source, target, found, problem=str(error))
     return Job(source, target, found)
-

@@ -47,9 +47,7 @@ def report_idle(jobs: Sequence[Job], report: Report) -> list[Job]:
     return [job for job in jobs if not (job.done or job.problem)]
 
 
-def run_jobs(
-    task: Task, jobs: Sequence[Job], report: Report, *, parallel: int = 1, progress: Progress | None = None
-) -> None:
+def run_jobs(task: Task, jobs: Sequence[Job], report: Report, *, parallel: int = 1, progress: Progress | None = None) -> None:
     """Do the jobs, `parallel` at a time, and report each in this thread when it ends.
 
     Those done side by side have one of torch's threads each. After Ctrl-C nothing more is written, what was written is

@@ -52,9 +52,7 @@ class MlicImageFile(ImageFile.ImageFile):
         if file.depth == 16 and self._mode == "L":
             self._mode = "I;16"
         exif = file.exif and b"Exif\0\0" + file.exif
-        self.info |= {
-            key: value for key, value in (("icc_profile", file.icc), ("exif", exif), ("xmp", file.xmp)) if value
-        }
+        self.info |= {key: value for key, value in (("icc_profile", file.icc), ("exif", exif), ("xmp", file.xmp)) if value}
         self.info["model"] = file.model
         top = (CONFIGS[file.model].quality_levels - 1) * 256 if file.model in CONFIGS else -1
         if file.quality <= top:

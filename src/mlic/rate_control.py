@@ -70,9 +70,7 @@ def encode_to_target(
 
     def measure(code: int) -> float:
         quality = 1 + 99 * code / top
-        coded = encode_picture(
-            model, picture, quality, exact=exact, tile=tile, reconstruct=kind == "psnr", progress=progress
-        )
+        coded = encode_picture(model, picture, quality, exact=exact, tile=tile, reconstruct=kind == "psnr", progress=progress)
         if kind == "psnr":
             reached = _psnr(picture, coded.reconstruction)
         else:

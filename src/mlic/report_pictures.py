@@ -64,7 +64,13 @@ def same_size_pictures(
 
 def _version(label: str, original: np.ndarray, pixels: np.ndarray, size: int) -> dict[str, Any]:
     exact = np.array_equal(original, pixels)
-    return {"label": label, "bytes": size, "psnr": None if exact else psnr(original, pixels), "uri": data_uri(pixels), "note": ""}
+    return {
+        "label": label,
+        "bytes": size,
+        "psnr": None if exact else psnr(original, pixels),
+        "uri": data_uri(pixels),
+        "note": "",
+    }
 
 
 def data_uri(pixels: np.ndarray) -> str:

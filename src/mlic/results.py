@@ -101,7 +101,9 @@ def notes_on(results: Results) -> list[str]:
     notes = []
     done, failed = results.complete(), results.failures()
     if failed:
-        notes.append(f"{len(results.pictures) - len(done)} of {len(results.pictures)} pictures failed; means are over the others")
+        notes.append(
+            f"{len(results.pictures) - len(done)} of {len(results.pictures)} pictures failed; means are over the others"
+        )
     sizes = sorted({(p["width"] * p["height"], f"{p['width']}x{p['height']}") for p in done})
     if sizes and sizes[0][0] != sizes[-1][0]:
         notes.append(f"pictures of different sizes, {sizes[0][1]} to {sizes[-1][1]}: each counts the same in the means")
