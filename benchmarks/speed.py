@@ -1,6 +1,7 @@
 """Seconds and peak memory to encode and decode a 768x512 picture, for each model and arithmetic, and where time goes.
 
     python benchmarks/speed.py -j 2 -o results/speed.json
+    python benchmarks/speed.py -j 2 --turns 20        # exact and float decoding of `fast` by turns, in one process
 
 Models without weights here run with random ones, whose latents are spread so that symbol coding has work to do. Every
 model is measured in a process of its own; the median of the repetitions counts, after one warm-up. Loading is not
@@ -96,13 +97,37 @@ def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
     return result
 
 
+def by_turns(name: str, threads: int, turns: int) -> None:
+    """Decode exact and float files in turn, so that a machine that slows down slows both; print medians and their ratio."""
+    _tune_malloc()
+    torch.set_num_threads(threads)
+    model, picture = load_model(name), read_picture(SAMPLE)
+    files = {exact: MlicFile.from_bytes(codec.encode_picture(model, picture, exact=exact).data) for exact in (True, False)}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(turns + 1):
+        for exact, file in files.items():
+            started = time.perf_counter()
+            codec.decode_picture(model, file)
+            seconds[exact].append(time.perf_counter() - started)
+    exact, floating = (statistics.median(seconds[kind][1:]) for kind in (True, False))
+    ratios = sorted(a / b for a, b in zip(seconds[True][1:], seconds[False][1:]))
+    print(
+        f"{name}, {threads} threads, {turns} turns: exact {exact:.3f} s, float {floating:.3f} s, ratio {exact / floating:.2f}"
+    )
+    print(f"ratio of single turns: quartiles {ratios[turns // 4]:.2f} and {ratios[3 * turns // 4]:.2f}")
+
+
 @click.command()
 @click.option("-j", "--threads", default=2, show_default=True)
 @click.option("--repeat", default=5, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 @click.option("--only", type=click.Choice(list(CONFIGS)), help="Measure this model in this process and print JSON.")
+@click.option("--turns", type=click.IntRange(4), help="Compare exact and float decoding of --only (fast) by turns.")
 @click.option("--float", "floating", is_flag=True, help="With --only: float arithmetic.")
-def main(threads: int, repeat: int, output: Path | None, only: str | None, floating: bool) -> None:
+def main(threads: int, repeat: int, output: Path | None, only: str | None, turns: int | None, floating: bool) -> None:
+    if turns:
+        by_turns(only or "fast", threads, turns)
+        return
     if only:
         print(json.dumps(measure(only, threads, repeat, not floating)))
         return

@@ -25,7 +25,7 @@ from .tables import CodingTables, make_tables
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "7ae89906be612d6e45ceaf44fe385c657fab54a8ac470f1aa9e73689a77cb1b8",
+    "fast.safetensors": "8337e9d4f2d3eb0ea6ace42ab5e4ca48edf9247d059e600c7131b03c2fd7c97b",
 }
 
 
