@@ -22,7 +22,7 @@ from .tasks import Task
 
 ATTEMPTS = 3  # a file whose worker dies that often is to blame
 KNOCK = 10.0  # seconds for a cluster to answer
-GRACE = 10.0  # seconds for tasks to end after Ctrl-C
+GRACE = 10.0  # seconds for files that are being coded to be finished after Ctrl-C
 Stamp = tuple[int, int] | None
 
 
@@ -42,7 +42,7 @@ def run_on_ray(
 
     Without an address it is the cluster that Ray finds (RAY_ADDRESS, or one started on this machine), else one for this
     call on this machine. Raises MlicError when Ray is missing, no cluster answers or its workers lack mlic. After
-    Ctrl-C tasks are stopped, and KeyboardInterrupt goes on to the caller.
+    Ctrl-C no more files are given out, those that workers are at are awaited for a while, and KeyboardInterrupt goes on.
     """
     ray = import_ray()
     ours = not ray.is_initialized()
@@ -89,7 +89,7 @@ def _run(ray, task: Task, jobs: Sequence[Job], report: Report, parallel: int | N
         raise MlicError("--device cuda: the Ray cluster has no GPU")
     remote = ray.remote(_work).options(num_cpus=1, num_gpus=int(cuda), max_retries=0)
     task, folders = _for_workers(task)
-    limit = parallel or 2 * max(1, int(resources.get("CPU", 1)))  # some wait at the workers' doors
+    limit = parallel or max(1, int(resources.get("CPU", 1)))
     waiting = [_Given(job, 1) for job in reversed(jobs)]
     out: dict[object, _Given] = {}
     crashed: list[Job] = []
@@ -107,6 +107,7 @@ def _run(ray, task: Task, jobs: Sequence[Job], report: Report, parallel: int | N
                 crashed.append(given.job)
                 outcome = _after_crash(given, error)
             except errors.RayError as error:
+                del out[reference]
                 if missing := re.search(r"No module named '[^']+'", str(error)):
                     raise MlicError(f"Ray's workers need mlic, installed as it is here: {missing[0]}") from None
                 raise  # a bug
@@ -160,9 +161,9 @@ def _after_crash(given: _Given, error: Exception) -> Outcome | None:
 
 
 def _stop(ray, out: dict[object, _Given]) -> Iterator[Outcome]:
-    """Interrupt tasks, and wait until they have tidied up -> what became of those that had ended after all."""
-    for reference in out:
-        ray.cancel(reference)
+    """Wait for what workers are at -> what became of it. (ray.cancel could bring down this process: Ray 2.60 ends it when
+    a cancelled task replies after all.)
+    """
     ended = ray.wait(list(out), num_returns=len(out), timeout=GRACE)[0] if out else []
     for reference in ended:
         try:
