@@ -81,18 +81,28 @@ def test_decoder_gives_the_encoders_reconstruction_of_tiles(small_models, scene,
 
 
 def test_no_seams(scene, tiled):
-    """Beside the tiles' edges, PSNR against elsewhere is at most 0.1 dB below what it is there in the picture in one piece."""
-    back = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled)).astype(float)
+    """Beside the tiles' edges, PSNR against elsewhere is what it is in the picture in one piece, up to other roundings in so
+    small a picture. (With g_s seeing nothing beyond the tiles, the fall would be several times as large.)
+    """
+    back = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
     one = encode_picture(load_model("fast"), Picture(scene), 60, tile=0, reconstruct=True).reconstruction
-    error = ((back - scene) ** 2).mean(2)
-    near = np.zeros(error.shape, bool)
+    alone = np.empty_like(scene)
+    for box in boxes(240, 330, 128):
+        part = np.ascontiguousarray(scene[box.within(Box(0, 0, 240, 330))])
+        alone[box.within(Box(0, 0, 240, 330))] = encode_picture(
+            load_model("fast"), Picture(part), 60, reconstruct=True
+        ).reconstruction
+    near = np.zeros(scene.shape[:2], bool)
     for edge in range(128, 330, 128):
         near[:, edge - 2 : edge + 2] = True
         near[edge - 2 : edge + 2] = True
-    inside, seams = (10 * np.log10(255**2 / error[mask].mean()) for mask in (~near, near))
-    error = ((one - scene.astype(float)) ** 2).mean(2)
-    inside_one, seams_one = (10 * np.log10(255**2 / error[mask].mean()) for mask in (~near, near))
-    assert (inside - seams) - (inside_one - seams_one) < 0.1
+
+    def fall(pixels: np.ndarray) -> float:
+        error = ((pixels.astype(float) - scene) ** 2).mean(2)
+        return float(10 * np.log10(error[near].mean() / error[~near].mean()))
+
+    print(fall(back), fall(one), fall(alone))
+    assert fall(back) - fall(one) < 0.25 < 0.5 < fall(alone) - fall(one)
 
 
 def test_threads_change_nothing(scene, tiled):
