@@ -32,7 +32,7 @@ from .errors import PictureError, WeightsError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture, to_pillow
 from .strategies import Estimate, Write
-from .tiles import LATENT, Box, Progress, Workers, boxes, default_side, margin
+from .tiles import LATENT, Box, Progress, Workers, around, boxes, default_side
 from .weights import load_model
 
 __all__ = ["decode", "decode_file", "decode_picture", "encode", "encode_picture", "estimate_bytes", "model_for"]
@@ -140,12 +140,11 @@ def encode_picture(
     tiles = [box.aligned(STRIDE) for box in boxes(height, width, side)]
 
     def code_tile(box: Box) -> tuple[CodedTile, Tensor | None]:
-        around = box.grown(margin(model.config), whole.aligned(STRIDE))
-        rows, columns = box.within(around, LATENT)
-        y = model.analyse(_to_tensor(model, picture.pixels, around), level)[:, :, rows, columns]
+        seen = around(model.config, box, whole)
+        rows, columns = box.within(seen, LATENT)
+        y = model.analyse(_to_tensor(model, picture.pixels, seen), level)[:, :, rows, columns]
         z = model.h_a(y)
-        if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
-            raise WeightsError("the network's output is not finite: are the weights damaged?")
+        check_finite(y, z)
         symbols = SymbolEncoder(model.tables, prior_row(model, code))
         y_hat = coding.code(Write(y, z, model.config.slices, model.gaussian, [symbols]), level)
         stream, escapes, checksum = symbols.finish()
@@ -209,5 +208,15 @@ def _to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box | None = N
     rows, columns = part.cut(whole).within(whole)
     values = np.ascontiguousarray(pixels[rows, columns], np.float32).transpose(2, 0, 1)[None]
     x = torch.from_numpy(values).to(model.prior.median.device).contiguous() / np.iinfo(pixels.dtype).max
-    pad = (0, part.size[1] - x.shape[3], 0, part.size[0] - x.shape[2])
-    return F.pad(x, pad, mode="replicate") if model.config.padding == "edge" else F.pad(x, pad)
+    return pad_to(model, x, part.size)
+
+
+def pad_to(model: CompressionModel, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), padded right and bottom as the model's config says."""
+    pad = (0, size[1] - x.shape[3], 0, size[0] - x.shape[2])
+    return F.pad(x, pad, mode="replicate" if model.config.padding == "edge" else "constant")
+
+
+def check_finite(*latents: Tensor) -> None:
+    if not all(torch.isfinite(latent).all() for latent in latents):
+        raise WeightsError("the network's output is not finite: are the weights damaged?")

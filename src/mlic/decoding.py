@@ -17,7 +17,7 @@ from .exact import exact_twin
 from .model import STRIDE, CompressionModel
 from .pictures import Picture
 from .strategies import Read
-from .tiles import LATENT, Box, Progress, Workers, boxes, gather, margin
+from .tiles import Box, Progress, Workers, around, boxes, gather
 
 
 def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
@@ -45,9 +45,7 @@ def decode_file(
     whole = Box(0, 0, file.height, file.width)
     wanted = _region(file, region, scale)
     tiles = {box.aligned(STRIDE): tile for box, tile in zip(boxes(file.height, file.width, file.tile), file.tiles)}
-    parts = {box: box.cut(wanted) for box in tiles if box.meets(wanted)}  # what to give of each tile
-    around = {box: part.aligned(LATENT).grown(margin(model.config), whole.aligned(STRIDE)) for box, part in parts.items()}
-    needed = [box for box in tiles if any(box.meets(other) for other in around.values())]
+    needed = [box for box in tiles if box.meets(around(model.config, wanted, whole))]
     keep = _slices_for_scale(model, scale)
 
     for box in needed:
@@ -58,9 +56,11 @@ def decode_file(
     lost: list[Box] = []
     batches: list[int] = []  # decoded of each tile that is cut
     with Workers(len(needed), model.prior.median.device, progress) as workers:
-        for top in sorted({box.top for box in parts}):  # a row of tiles: decode what it sees, then give its pixels
-            row = [box for box in parts if box.top == top]
-            sees = [box for box in needed if box not in decoded and any(box.meets(around[other]) for other in row)]
+        for top in sorted({box.top for box in needed if box.meets(wanted)}):
+            row = [box.cut(wanted) for box in needed if box.top == top and box.meets(wanted)]  # what to give of each tile
+            band, rest = (wanted._replace(top=row[0].top, bottom=row[0].bottom), wanted._replace(top=row[0].bottom))
+            seen = around(model.config, band, whole)
+            sees = [box for box in needed if box not in decoded and box.meets(seen)]
             latents = workers.map(lambda box: _decode_tile(model, file, tiles[box], box, level, keep), sees)
             for box, (y_hat, whole_batches) in zip(sees, latents):
                 y_hats[box] = y_hat
@@ -69,9 +69,9 @@ def decode_file(
                     batches.append(whole_batches)
                     lost += [box] * (whole_batches == 0)
                 workers.tick()
-            list(workers.map(lambda box: synthesise(model, y_hats, parts[box], wanted, level, pixels, whole, scale), row))
-            below = [around[box] for box in parts if box.top > top]
-            y_hats = {box: y_hat for box, y_hat in y_hats.items() if any(box.meets(other) for other in below)}
+            list(workers.map(lambda part: synthesise(model, y_hats, part, wanted, level, pixels, whole, scale), row))
+            seen = around(model.config, rest, whole)
+            y_hats = {box: y_hat for box, y_hat in y_hats.items() if box.meets(seen)}
     if len(lost) == len(needed):
         raise DamagedFile("the file is truncated before anything of this part of the picture")
     _mark(pixels, [box.cut(wanted) for box in lost if box.meets(wanted)], wanted, scale)
@@ -109,9 +109,9 @@ def synthesise(
     scale: int = 1,
 ) -> None:
     """Write a part of the picture to where it belongs in `pixels`, which hold `wanted` at 1/scale."""
-    around = part.aligned(LATENT).grown(margin(model.config), whole.aligned(STRIDE))
-    rows, columns = part.within(around)
-    x = model.synthesise(gather(y_hats, around), level)[:, :, rows, columns].clamp(0, 1)
+    seen = around(model.config, part, whole)
+    rows, columns = part.within(seen)
+    x = model.synthesise(gather(y_hats, seen), level)[:, :, rows, columns].clamp(0, 1)
     if scale > 1:
         x = F.avg_pool2d(x, scale, ceil_mode=True, count_include_pad=False)
     rows, columns = part.within(wanted, scale)

@@ -44,7 +44,7 @@ def to_pillow(picture: Picture) -> Image.Image:
     `info` has icc_profile, exif and xmp, as with images Pillow opens.
     """
     pixels, alpha = picture.pixels, picture.alpha
-    colours = _grey(pixels) if picture.grey else pixels
+    colours = grey_of(pixels) if picture.grey else pixels
     if colours.dtype == np.uint16 and not (picture.grey and alpha is None):
         colours, alpha = to_8_bits(colours), None if alpha is None else to_8_bits(alpha)
     image = Image.fromarray(colours)
@@ -57,7 +57,7 @@ def to_pillow(picture: Picture) -> Image.Image:
     return image
 
 
-def _grey(pixels: np.ndarray) -> np.ndarray:
+def grey_of(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> the mean of the channels, (H, W)."""
     grey = np.empty(pixels.shape[:2], pixels.dtype)
     for rows in bands(len(pixels)):
@@ -124,7 +124,7 @@ def _deep_png(picture: Picture) -> bytes:
         chunks.append((b"eXIf", picture.exif))
     if picture.xmp:
         chunks.append(_png_xmp(picture.xmp))
-    values = _grey(picture.pixels)[..., None] if picture.grey else picture.pixels
+    values = grey_of(picture.pixels)[..., None] if picture.grey else picture.pixels
     if picture.alpha is not None:
         values = np.concatenate([values, picture.alpha[..., None]], 2)
     return png16(values, chunks)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .codec import encode_picture, model_for, quality_code
+from .codec import check_finite, encode_picture, model_for, pad_to, quality_code
 from .coder import SymbolDecoder, SymbolEncoder
 from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, RGB, CodedTile, MlicFile
 from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
-from .errors import MlicError, PictureError, WeightsError
+from .errors import MlicError, PictureError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture
+from .saving import grey_of
 from .strategies import Read, Write
 from .tiles import Box, default_side
 from .weights import load_model
@@ -71,13 +71,11 @@ def encode_batch(
     level, coding = level_tensor(network, code), arithmetic(network, exact)
     peak = 255 if x.dtype == torch.uint8 else 65535
     values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1) / peak
-    pad = (0, -width % STRIDE, 0, -height % STRIDE)
-    padded = F.pad(values, pad, mode="replicate" if network.config.padding == "edge" else "constant")
+    padded = pad_to(network, values, Box(0, 0, height, width).aligned(STRIDE).size)
     # one by one: in a batch, floating point may come out otherwise, and with it a symbol
     y = torch.cat([network.analyse(one, level) for one in padded.split(1)])
     z = torch.cat([network.h_a(one) for one in y.split(1)])
-    if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
-        raise WeightsError("the network's output is not finite: are the weights damaged?")
+    check_finite(y, z)
     encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
     coding.code(Write(y, z, network.config.slices, network.gaussian, encoders), level)
     files = []
@@ -151,9 +149,7 @@ def decode_array(data: bytes, model: str | CompressionModel | None = None) -> np
 
 
 def _array(picture: Picture) -> np.ndarray:
-    pixels = picture.pixels
-    if picture.grey:
-        pixels = np.rint(pixels.mean(2, keepdims=True)).astype(pixels.dtype)
+    pixels = grey_of(picture.pixels)[..., None] if picture.grey else picture.pixels
     return pixels if picture.alpha is None else np.dstack([pixels, picture.alpha])
 
 

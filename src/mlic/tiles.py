@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .model import STRIDE
 
 SIDE = 1024  # pixels, of the tiles of pictures that are large
 LARGE = 1 << 21  # pixels: pictures beyond it are tiled
@@ -87,6 +88,11 @@ def margin(config: ModelConfig) -> int:
         return 128
     fine, coarse = config.depth  # 3x3 convolutions: 2 in each block at 1/8 and 1/16, and head, tail, down
     return -(-(8 * (2 * fine + 2) + 16 * 2 * coarse) // LATENT) * LATENT
+
+
+def around(config: ModelConfig, part: Box, whole: Box) -> Box:
+    """What g_a and g_s have to be given of a picture for a part of it, in whole latent positions."""
+    return part.aligned(LATENT).grown(margin(config), whole.aligned(STRIDE))
 
 
 def gather(pieces: dict[Box, Tensor], part: Box) -> Tensor:
