@@ -3,30 +3,34 @@
     python benchmarks/compare_training.py --data PHOTOS --val OTHERS --seconds 150 --device cuda
     python benchmarks/compare_training.py --data PHOTOS --val OTHERS --seconds 150 --set ablation --threads 1
 
-Prints a table: steps, the loss on the validation pictures (mean over seven levels), and the BD-rate against the first
-variant, negative where fewer bits do. Time is the device's; on a CPU, the process's own computing, so that other work
-on the machine counts little. Decoding, compiling and validation do not count. With --steps instead of --seconds, runs
-see equally many pixels: for what a CPU is slow at, such as Muon.
+Prints a table: steps, the loss on the validation pictures (mean over seven levels), the BD-rate against the first
+variant, negative where fewer bits do, and the share of silent units. Time is the device's; on a CPU, the process's own
+computing, so that other work on the machine counts little. Decoding, compiling and validation do not count. With
+--steps instead of --seconds, runs see equally many pixels: for what a CPU is slow at, such as Muon.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
+import unittest.mock
 from pathlib import Path
 
 import click
 import torch
 
-from mlic import transforms
+from mlic import learning, transforms
 from mlic.bdrate import compare_curves
 from mlic.config import FAST, AttentionConfig
 from mlic.data import PictureBank
 from mlic.model import STRIDE
 from mlic.train import TrainConfig, Trainer, level_lambda, validate, validation_levels
+from mlic.validation import silent_units
 
 PIXEL_SCALE, FIRST_STEPS = transforms.PIXEL_SCALE, 5
+LEARNING = {name: getattr(learning, name) for name in ("INPUTS", "PARTS")}
 
 
 def contexts(intra: AttentionConfig | None, inter: AttentionConfig | None):
@@ -44,15 +48,30 @@ def ablation() -> dict[str, dict]:
     }
 
 
+FORMER = {  # how the first packaged weights were trained
+    "lr": 4e-4,
+    "recycle_every": 0,
+    "INPUTS": math.inf,
+    "PARTS": (("g_a.", 1.0), ("g_s.", 1.0), ("", 2.0)),
+    "start": False,
+}
 SETS = {
-    "settings": lambda: {
-        "adam 4e-4": {},
+    "learning": lambda: {
+        "as it is": {},
         "the same, seed 1": {"seed": 1},
-        "adam 2e-4": {"lr": 2e-4},
-        "adam 8e-4": {"lr": 8e-4},
-        "muon, matrices at 1 x 4e-4": {"optimiser": "muon", "muon_lr": 1.0},
-        "muon, matrices at 5 x 4e-4": {"optimiser": "muon", "muon_lr": 5.0},
-        "muon, matrices at 15 x 4e-4": {"optimiser": "muon", "muon_lr": 15.0},
+        "as the first weights were trained": FORMER,
+        "rates not by number of inputs": {"INPUTS": math.inf},
+        "prior and gains as the rest": {"PARTS": (("", 1.0),)},
+        "entropy model at twice the rate": {"PARTS": (("g_a.", 1.0), ("g_s.", 1.0), *((p, 2 * r) for p, r in learning.PARTS))},
+        "torch's own start": {"start": False},
+        "silent units again every 50 steps": {"recycle_every": 50},
+    },
+    "settings": lambda: {
+        "as it is": {},
+        "half the learning rate": {"lr": 5e-4},
+        "twice the learning rate": {"lr": 2e-3},
+        "muon, matrices at 1 x": {"optimiser": "muon", "muon_lr": 1.0},
+        "muon, matrices at 5 x": {"optimiser": "muon", "muon_lr": 5.0},
         "level weight 0.25": {"level_weight": 0.25},
         "level weight 0.75": {"level_weight": 0.75},
         "half the batch": {"batch": 0.5},
@@ -87,10 +106,20 @@ def start_of_linear(trainer: Trainer, random: bool | None) -> None:
 
 
 def run(
-    config: TrainConfig, bank: PictureBank, *, seconds: float | None, device: str, random_linear: bool | None
+    config: TrainConfig,
+    bank: PictureBank,
+    *,
+    seconds: float | None,
+    device: str,
+    random_linear: bool | None = False,
+    own_start: bool = True,
+    **rates,
 ) -> tuple[Trainer, float]:
     """For so many seconds, or config.steps steps. Returns the trainer and the seconds a step took."""
-    trainer = Trainer(config, device=device, bank=bank)
+    for name, value in (LEARNING | rates).items():
+        setattr(learning, name, value)
+    with unittest.mock.patch("mlic.train.start", learning.start if own_start else lambda model: None):
+        trainer = Trainer(config, device=device, bank=bank)
     start_of_linear(trainer, random_linear)
 
     def now() -> float:
@@ -111,7 +140,7 @@ def run(
 @click.command()
 @click.option("--data", multiple=True, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--val", multiple=True, required=True, type=click.Path(exists=True, file_okay=False))
-@click.option("--set", "which", default="settings", show_default=True, type=click.Choice(list(SETS)))
+@click.option("--set", "which", default="learning", show_default=True, type=click.Choice(list(SETS)))
 @click.option("--only", multiple=True, help="Variants by name; the first is what the others are compared with.")
 @click.option("--seconds", type=float, help="Length of each variant's run in seconds, or ...")
 @click.option("--steps", type=int, help="... in steps of the usual batch.")
@@ -131,11 +160,12 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
     bank = PictureBank(data, smallest=largest, device=device)
     val_bank = PictureBank(val, smallest=STRIDE, device=device)
     first = None
-    print("| variant | steps | ms a step | validation loss | BD-rate |")
-    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    print("| variant | steps | ms a step | validation loss | BD-rate | silent units of h_a, entropy model |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for name in only or variants:
         changes = dict(variants[name])
-        random_linear = changes.pop("random_linear", False)
+        beside = {name: changes.pop(name) for name in ("random_linear", *LEARNING) if name in changes}
+        beside["own_start"] = changes.pop("start", True)
         times, last_crop = changes.pop("batch", 1), changes.pop("last_crop", None)
         config = TrainConfig(
             **{"model": "fast", "data": data, "out": "", "crop": crop, "threads": threads}
@@ -143,7 +173,7 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
             | ({"last_crop": round(crop * last_crop)} if last_crop else {})
             | changes
         )
-        trainer, a_step = run(config, bank, seconds=seconds, device=device, random_linear=random_linear)
+        trainer, a_step = run(config, bank, seconds=seconds, device=device, **beside)
         rows = validate(trainer.average.eval(), val_bank, validation_levels(trainer.model), val_size)
         lmbda = level_lambda(trainer.shape, torch.tensor([row["level"] for row in rows])).tolist()
         losses = [  # each over lambda^0.5, which makes all levels count alike, whatever the run itself was weighted by
@@ -154,11 +184,14 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
         first = first or points
         delta = compare_curves(first, points)
         bd = "-" if delta.rate_cubic is None else f"{delta.rate_cubic:+.1f}%"
-        print(f"| {name} | {trainer.steps} | {1000 * a_step:.1f} | {loss:.3f} | {bd} |", flush=True)
+        silent = silent_units(trainer.average, val_bank)
+        shares = f"{silent['h_a']:.0%}, {silent['entropy_model']:.0%}"
+        print(f"| {name} | {trainer.steps} | {1000 * a_step:.1f} | {loss:.3f} | {bd} | {shares} |", flush=True)
         if out:
             with open(out, "a") as file:
                 line = {"variant": name, "set": which, "batch": config.batch, "steps": trainer.steps, "a_step": a_step}
-                json.dump(line | {"loss": loss, "rows": rows, "skipped": trainer.read_measures(1)["skipped"]}, file)
+                line |= {"loss": loss, "rows": rows, "silent": silent, "skipped": trainer.read_measures(1)["skipped"]}
+                json.dump(line, file)
                 file.write("\n")
         del trainer
 

@@ -41,7 +41,7 @@ from mlic.config import ModelConfig
 from mlic.train import TrainConfig, train
 config, folder, out, steps = sys.argv[1:]
 model = train(TrainConfig(model=ModelConfig.from_json(config), data=(folder,), out=out, steps=int(steps), batch=1,
-    crop=64, bf16=False, save_every=0, threads=1))
+    crop=64, bf16=False, save_every=0, threads=1, recycle_every=2))
 torch.save(model.state_dict(), out + "/final.pt")
 """
 

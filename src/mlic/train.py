@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from .config import ModelConfig
 from .data import PictureBank
+from .learning import recycle, relative_rate, shares_awake, start
 from .metrics import ms_ssim_tensor
 from .model import STRIDE, CompressionModel, build_model
 from .muon import Muon, matrix_weights
 from .prior import LevelTable
 from .train_config import TrainConfig, crops_at, learning_rate
 from .train_log import RunLog
-from .validation import panel, rate_and_mse, validate, validation_levels
+from .validation import panel, rate_and_mse, silent_units, validate, validation_levels
 from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm", "skipped")
@@ -100,6 +101,7 @@ class Trainer:
         self.layout = torch.channels_last if cuda else torch.contiguous_format
         self.model = build_model(config.model)
         self.shape = self.model.config
+        start(self.model)
         if config.init:
             begin_from(self.model, load_model(config.init))
         self.model.to(device, memory_format=self.layout).train()
@@ -119,23 +121,25 @@ class Trainer:
         self.capture = cuda and world == 1 and config.graph
         self._make_optimisers()
         self.measures = torch.zeros(len(MEASURES), device=device)  # sums since they were last read
-        self.steps = 0
+        self.steps, self.recycled = 0, 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_size, self.graph_warm = (0, 0), 0  # batch and crop it is for, and steps made with them before it
         self.beside = torch.cuda.Stream() if self.capture else None
         self.ends: collections.deque[torch.cuda.Event] = collections.deque()  # of the last steps on a CUDA device
 
     def _make_optimisers(self) -> None:
-        """Adam for all, or Muon for matrices and Adam for the rest, each in two groups by learning rate."""
+        """Adam for all, or Muon for matrices and Adam for the rest, each in groups of one learning rate."""
         cuda = self.device.type == "cuda"
         matrices = {id(p) for p in matrix_weights(self.model)} if self.config.optimiser == "muon" else set()
 
         def groups(of_muon: bool) -> list[dict]:
+            by_rate: dict[float, list[nn.Parameter]] = {}
+            for name, p in self.model.named_parameters():
+                if (id(p) in matrices) == of_muon:
+                    by_rate.setdefault(relative_rate(name, p, matrix=of_muon), []).append(p)
             made = []
-            for relative, own in ((1.0, True), (self.config.entropy_lr, False)):
-                named = [p for n, p in self.model.named_parameters() if n.startswith(("g_a.", "g_s.")) == own]
+            for relative, parameters in by_rate.items():
                 rate = torch.tensor(self.config.lr, device=self.device) if cuda else self.config.lr  # a graph reads it
-                parameters = [p for p in named if (id(p) in matrices) == of_muon]
                 scale = self.config.muon_lr if of_muon else 1.0
                 made.append({"params": parameters, "lr": rate, "relative": relative * scale})
             return made
@@ -163,6 +167,9 @@ class Trainer:
             now = min(self.config.ema**AVERAGE_EVERY, (1 + self.steps) / (10 * AVERAGE_EVERY + self.steps))
             averages, weights = list(self.average.parameters()), list(self.model.parameters())
             torch._foreach_lerp_(averages, [w.detach() for w in weights], 1 - now)
+        every = self.config.recycle_every
+        if every and self.steps % every == 0 and progress < 1 - self.config.decay:
+            self._recycle()
         if self.device.type == "cuda":  # so that a schedule in minutes sees the device's time, not the queue's
             self.ends.append(torch.cuda.Event(blocking=True))
             self.ends[-1].record()
@@ -212,6 +219,22 @@ class Trainer:
             optimiser.step()
         seen = torch.stack([loss.detach(), bpp.detach().mean(), mse.detach().mean(), norm.detach()])
         self.measures += torch.cat([seen.nan_to_num(0, 0, 0), bad[None]])
+
+    @torch.no_grad()
+    def _recycle(self) -> None:
+        """A new start for units that are silent on 16 crops, at levels from the lowest to the highest."""
+        x = self.bank.crops(16, self.config.crop)
+        levels = torch.linspace(0, self.shape.quality_levels - 1, len(x), device=self.device)
+        shares = shares_awake(self.model, lambda: self.model(x, levels if self.shape.variable_rate else None))
+        if torch.distributed.is_initialized():
+            for share in shares.values():
+                torch.distributed.all_reduce(share)  # sums: silent only where silent in every process
+        moments = {
+            name: [m for optimiser in self.optimisers for m in optimiser.state.get(p, {}).values() if m.shape == p.shape]
+            for name, p in self.model.named_parameters()
+        }
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.steps)  # in each process the same
+        self.recycled += recycle((self.model, self.average), shares, moments, generator)
 
     def read_measures(self, steps: int) -> dict[str, float]:
         """Means over the last `steps` steps (`skipped`: their sum); synchronises with the device."""
@@ -276,8 +299,12 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
             trainer.load(state)
         elapsed = _run(config, trainer, checkpoint, state.get("elapsed", 0.0), log)
         if config.val and log:
-            for row in _validate(trainer, PictureBank(config.val, smallest=STRIDE, device=device), log, elapsed):
+            val = PictureBank(config.val, smallest=STRIDE, device=device)
+            for row in _validate(trainer, val, log, elapsed):
                 print(f"level {row['level']:5.1f}  {row['bpp']:.4f} bpp  {row['psnr']:.2f} dB", file=sys.stderr)
+            silent = silent_units(trainer.average, val)
+            shares = ", ".join(f"{part} {share:.0%}" for part, share in silent.items())
+            print(f"silent units: {shares}", file=sys.stderr)
     return trainer.average
 
 

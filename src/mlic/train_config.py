@@ -28,15 +28,15 @@ class TrainConfig:
     last_crop: int | None = None  # pixels a side in the last share of the run; the batch then shrinks to match
     last_share: float = 0.15
     optimiser: str = "adam"  # or "muon", with Adam for what is no matrix
-    lr: float = 4e-4
+    lr: float = 1e-3  # learning.py says how fast each part learns relative to it
     lr_end: float = 1e-5
-    entropy_lr: float = 2.0  # of all but g_a and g_s, relative to `lr`
     muon_lr: float = 5.0  # of the matrices under Muon, relative to Adam's
     warmup: float = 0.03  # of the run
     decay: float = 0.5  # of the run, at its end: linear to lr_end
     ema: float = 0.998  # of the averaged weights, per step
     clip: float = 1.0  # gradient norm
     level_weight: float = 0.5  # a sample's loss is divided by lambda to this power, so that low rates count too
+    recycle_every: int = 250  # steps between new starts of silent units, until the decay begins; 0: never
     seed: int = 0
     threads: int | None = None
     bf16: bool = True

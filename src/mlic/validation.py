@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .data import PictureBank
+from .learning import SILENT, shares_awake
 from .model import STRIDE, CompressionModel
 
 
@@ -50,6 +51,23 @@ def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ..
         bpp, psnr = (sum(values) / len(values) for values in zip(*seen))
         rows.append({"level": level, "bpp": bpp, "psnr": psnr})
     return rows
+
+
+@torch.no_grad()
+def silent_units(model: CompressionModel, bank: PictureBank, *, count: int = 4, size: int = 256) -> dict[str, float]:
+    """Share of the ReLUs and GELUs that are awake (learning.py) at fewer than 0.2% of positions, by part of the model,
+    over the middles of the first pictures and all validation levels. Such units have mostly stopped learning.
+    """
+
+    def run() -> None:
+        for level in validation_levels(model):
+            for index in range(min(count, len(bank))):
+                _code(model, _middle(bank, index, size), level)
+
+    silent: dict[str, list[Tensor]] = {}
+    for name, shares in shares_awake(model, run).items():
+        silent.setdefault(name.split(".")[0], []).append(shares < SILENT)
+    return {part: torch.cat(units).float().mean().item() for part, units in silent.items()}
 
 
 @torch.no_grad()
