@@ -27,16 +27,16 @@ from mlic.weights import load_model, save_weights
 def main(checkpoint: str, pictures: str, model: str) -> None:
     whole = build_model(model).eval()
     whole.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["average"])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "half.safetensors"
-        save_weights(path, whole, half=True)  # also folds the level tables, which changes nothing else
-        half = load_model(str(path)).eval()
     bank = PictureBank([pictures], smallest=STRIDE)
 
     def curve(of: CompressionModel) -> list[tuple[float, float]]:
         return [(row["bpp"], row["psnr"]) for row in validate(of, bank, validation_levels(of))]
 
-    before, after = curve(whole), curve(half)
+    before = curve(whole)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "half.safetensors"
+        save_weights(path, whole, half=True)  # rounds `whole` itself, too
+        after = curve(load_model(str(path)).eval())
     print("| bpp, float32 | float16 | PSNR dB, float32 | float16 |\n| ---: | ---: | ---: | ---: |")
     for (rate, psnr), (half_rate, half_psnr) in zip(before, after):
         print(f"| {rate:.5f} | {half_rate:.5f} | {psnr:.4f} | {half_psnr:.4f} |")

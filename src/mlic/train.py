@@ -121,7 +121,7 @@ class Trainer:
         self.capture = cuda and world == 1 and config.graph
         self._make_optimisers()
         self.measures = torch.zeros(len(MEASURES), device=device)  # sums since they were last read
-        self.steps, self.recycled = 0, 0
+        self.steps, self.recycled = 0, 0  # recycled: silent units given a new start, since this process began
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_size, self.graph_warm = (0, 0), 0  # batch and crop it is for, and steps made with them before it
         self.beside = torch.cuda.Stream() if self.capture else None
@@ -337,6 +337,7 @@ def _run(config: TrainConfig, trainer: Trainer, checkpoint: Path, elapsed: float
                 measures = {name: f"{value:.5g}" for name, value in seen.items()}
                 log.line({"step": trainer.steps, "seconds": f"{elapsed:.1f}", **measures, **rates})
             shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
+            shown |= {"recycled": str(trainer.recycled)} if trainer.recycled else {}
             bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
         if time.monotonic() - saved >= config.save_every:
             _save(trainer, checkpoint, elapsed)

@@ -25,7 +25,7 @@ from .tables import CodingTables, make_tables
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "8337e9d4f2d3eb0ea6ace42ab5e4ca48edf9247d059e600c7131b03c2fd7c97b",
+    "fast.safetensors": "01c0d17764b4c0f3b45935a28e1d6bb1ff840215388a3452a00da48af121bb01",
 }
 
 
