@@ -113,7 +113,9 @@ def test_psnr_of_16_bits_and_of_what_shows(model, crop):
     half = Picture(np.where(alpha[..., None] > 0, crop.pixels, 128).astype(np.uint8), alpha=alpha)
     result = encode_to_target(model, half, psnr=33)
     back = np.asarray(mlic.decode(result.data), float)[:64, :, :3]
-    assert 10 * math.log10(255**2 / np.square(back - crop.pixels[:64]).mean()) == pytest.approx(33, abs=0.11)
+    shown = 10 * math.log10(255**2 / np.square(back - crop.pixels[:64]).mean())
+    assert shown == pytest.approx(result.reached, abs=1e-4)
+    assert shown == pytest.approx(33, abs=0.25)  # in a file this small, PSNR jumps by a tenth between qualities
 
 
 @pytest.mark.parametrize(
