@@ -164,7 +164,7 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
     print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for name in only or variants:
         changes = dict(variants[name])
-        beside = {name: changes.pop(name) for name in ("random_linear", *LEARNING) if name in changes}
+        beside = {key: changes.pop(key) for key in ("random_linear", *LEARNING) if key in changes}
         beside["own_start"] = changes.pop("start", True)
         times, last_crop = changes.pop("batch", 1), changes.pop("last_crop", None)
         config = TrainConfig(

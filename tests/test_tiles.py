@@ -101,7 +101,6 @@ def test_no_seams(scene, tiled):
         error = ((pixels.astype(float) - scene) ** 2).mean(2)
         return float(10 * np.log10(error[near].mean() / error[~near].mean()))
 
-    print(fall(back), fall(one), fall(alone))
     assert fall(back) - fall(one) < 0.25 < 0.5 < fall(alone) - fall(one)
 
 

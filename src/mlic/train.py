@@ -101,9 +101,10 @@ class Trainer:
         self.layout = torch.channels_last if cuda else torch.contiguous_format
         self.model = build_model(config.model)
         self.shape = self.model.config
-        start(self.model)
         if config.init:
             begin_from(self.model, load_model(config.init))
+        else:
+            start(self.model)
         self.model.to(device, memory_format=self.layout).train()
         if self.shape.variable_rate == (config.lmbda is not None):
             raise ValueError(f"{self.shape.name} {'takes no' if self.shape.variable_rate else 'needs a'} lambda")
@@ -220,7 +221,6 @@ class Trainer:
         seen = torch.stack([loss.detach(), bpp.detach().mean(), mse.detach().mean(), norm.detach()])
         self.measures += torch.cat([seen.nan_to_num(0, 0, 0), bad[None]])
 
-    @torch.no_grad()
     def _recycle(self) -> None:
         """A new start for units that are silent on 16 crops, at levels from the lowest to the highest."""
         x = self.bank.crops(16, self.config.crop)

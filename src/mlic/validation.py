@@ -53,7 +53,6 @@ def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ..
     return rows
 
 
-@torch.no_grad()
 def silent_units(model: CompressionModel, bank: PictureBank, *, count: int = 4, size: int = 256) -> dict[str, float]:
     """Share of the ReLUs and GELUs that are awake (learning.py) at fewer than 0.2% of positions, by part of the model,
     over the middles of the first pictures and all validation levels. Such units have mostly stopped learning.
