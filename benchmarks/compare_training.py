@@ -23,9 +23,11 @@ import torch
 
 from mlic import learning, transforms
 from mlic.bdrate import compare_curves
+from mlic.checkerboard import pack
 from mlic.config import FAST, AttentionConfig
 from mlic.data import PictureBank
 from mlic.model import STRIDE
+from mlic.strategies import Estimate, round_through
 from mlic.train import TrainConfig, Trainer, level_lambda, validate, validation_levels
 from mlic.validation import silent_units
 
@@ -48,12 +50,25 @@ def ablation() -> dict[str, dict]:
     }
 
 
+class NoiseAlone(Estimate):
+    """In training, the rate is that of uniform noise for scales too, and values are rounded to the nearest."""
+
+    def latent(self, i: int, anchor: bool, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        if not self.noisy:
+            return super().latent(i, anchor, mean, scale)
+        residual = pack(self.y[i], anchor) - mean.float()
+        bits = -self.gaussian.likelihood(residual + torch.rand_like(residual) - 0.5, scale).log2()
+        self.slice_bits[i] = self.slice_bits[i] + bits.flatten(1).sum(1)
+        return round_through(residual) + mean.float()
+
+
 FORMER = {  # how the first packaged weights were trained
     "lr": 4e-4,
     "recycle_every": 0,
     "INPUTS": math.inf,
     "PARTS": (("g_a.", 1.0), ("g_s.", 1.0), ("", 2.0)),
     "start": False,
+    "estimate": NoiseAlone,
 }
 SETS = {
     "learning": lambda: {
@@ -65,6 +80,7 @@ SETS = {
         "entropy model at twice the rate": {"PARTS": (("g_a.", 1.0), ("g_s.", 1.0), *((p, 2 * r) for p, r in learning.PARTS))},
         "torch's own start": {"start": False},
         "silent units again every 50 steps": {"recycle_every": 50},
+        "rate of noise alone": {"estimate": NoiseAlone},
     },
     "settings": lambda: {
         "as it is": {},
@@ -166,6 +182,7 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
         changes = dict(variants[name])
         beside = {key: changes.pop(key) for key in ("random_linear", *LEARNING) if key in changes}
         beside["own_start"] = changes.pop("start", True)
+        estimate = changes.pop("estimate", Estimate)
         times, last_crop = changes.pop("batch", 1), changes.pop("last_crop", None)
         config = TrainConfig(
             **{"model": "fast", "data": data, "out": "", "crop": crop, "threads": threads}
@@ -173,7 +190,8 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
             | ({"last_crop": round(crop * last_crop)} if last_crop else {})
             | changes
         )
-        trainer, a_step = run(config, bank, seconds=seconds, device=device, **beside)
+        with unittest.mock.patch("mlic.model.Estimate", estimate):
+            trainer, a_step = run(config, bank, seconds=seconds, device=device, **beside)
         rows = validate(trainer.average.eval(), val_bank, validation_levels(trainer.model), val_size)
         lmbda = level_lambda(trainer.shape, torch.tensor([row["level"] for row in rows])).tolist()
         losses = [  # each over lambda^0.5, which makes all levels count alike, whatever the run itself was weighted by

@@ -1,5 +1,6 @@
 """The four models' sizes, and that the driver means the same to every strategy."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ def test_parameters_of_the_papers_models(name, millions):
 
 
 def test_fast_keeps_its_budget():
-    assert count_parameters("fast") <= 16e6
+    assert count_parameters("fast") <= 19e6
     kmac = kmac_per_pixel("fast")
     assert kmac.encode <= 100 and kmac.decode <= 100
 
@@ -31,6 +32,12 @@ def test_fast_keeps_its_budget():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_survives_json(name):
     assert ModelConfig.from_json(CONFIGS[name].to_json()) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), "much"])
+def test_a_weight_of_errors_is_positive(value):
+    with pytest.raises(ValueError, match="error_bits"):
+        dataclasses.replace(CONFIGS["fast"], error_bits=value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x", "unknown": 1}'])

@@ -134,7 +134,7 @@ def test_region(scene, tiled, region, tile):
 
 
 def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
-    """A corner of 40 pixels needs what g_s sees around it: two tiles of six; at 1/8, two slices of five."""
+    """A corner of 40 pixels needs what g_s sees around it: two tiles of six; at 1/8, three slices of six."""
     from mlic import decoding
 
     seen = []
@@ -144,10 +144,10 @@ def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
     calls = []
     decode_file(model, file, region=(0, 0, 40, 8), progress=lambda *c: calls.append(c))
     assert len(seen) == 2 and calls[-1] == (2, 2)
-    assert {decoder.batches for decoder in seen} == {11}
+    assert {decoder.batches for decoder in seen} == {13}
     seen.clear()
     decode_file(model, file, region=(0, 0, 40, 8), scale=8)
-    assert {decoder.batches for decoder in seen} == {5}
+    assert {decoder.batches for decoder in seen} == {7}
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])

@@ -219,6 +219,40 @@ def test_levels_begin_where_their_lambda_was(small_models):
     assert torch.equal(model.g_a.head.weight, given.g_a.head.weight)
 
 
+@torch.no_grad()
+def test_new_slices_begin_as_nothing(small_models):
+    """What was there before says and shows the same; a new slice of zeros costs little."""
+    given = small_models["fast"]
+    old = given.config.latent_channels
+    model = begun(dataclasses.replace(given.config, slices=(*given.config.slices, 16)), given).eval()
+    model.g_a.linear.weight[old:] = 0
+    x, level = torch.rand(2, 3, 128, 64), torch.tensor([0.0, 3.0])
+    (before, a), (after, b) = given(x, level, noisy=False), model(x, level, noisy=False)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(b.z_bits, a.z_bits)
+    torch.testing.assert_close(torch.stack(b.slice_bits[:-1]), torch.stack(a.slice_bits))
+    assert (b.slice_bits[-1] < 0.1 * 16 * 8 * 4).all()
+    assert torch.equal(model.gains.encoder_latent.rows[:, :old], given.gains.encoder_latent.rows)
+
+
+def test_slices_are_added_at_the_end_only(small_models):
+    given = small_models["fast"]
+    for slices in (given.config.slices[:-1], (16, *given.config.slices)):
+        with pytest.raises(ValueError, match="another shape"):
+            begun(dataclasses.replace(given.config, slices=slices), given)
+
+
+def test_every_step_sees_the_whole_range_of_levels(folder, tmp_path, config, monkeypatch):
+    seen = []
+    monkeypatch.setattr("mlic.train.level_lambda", lambda config, level: seen.append(level) or level_lambda(config, level))
+    trainer = Trainer(settings(folder, tmp_path, config, batch=3))
+    for _ in range(4):
+        trainer.step(0.5)
+    last = config.quality_levels - 1
+    assert all(i / 3 * last <= level[i] <= (i + 1) / 3 * last for level in seen for i in range(3))
+    assert len({round(float(level[0]), 6) for level in seen}) == 4
+
+
 def test_weights_of_another_shape_are_not_begun_from(small_models):
     shape = dataclasses.replace(small_models["fast"].config, width=24)
     with pytest.raises(ValueError, match="another shape"):

@@ -54,6 +54,7 @@ class ModelConfig:
     lrp_hidden: tuple[int, int] = (224, 128)
     lrp_kernels: tuple[int, int, int] = (3, 3, 3)
     scale_form: Literal["linear", "log"] = "linear"  # what the entropy nets emit for the scale
+    error_bits: float | None = None  # weight of the error when symbols are chosen, see GaussianPrior; None: the nearest
     quality_levels: int = 0  # 0: one rate; otherwise the number of learned gain vectors
     lambda_range: tuple[float, float] = (0.0018, 0.0483)  # MSE on 0..255, at the first and the last level
     padding: Literal["zero", "edge"] = "zero"
@@ -77,6 +78,8 @@ class ModelConfig:
             type(size) is int and 0 <= size <= 4096 for size in optional
         ):
             raise ValueError("sizes must be whole numbers from 1 to 4096")
+        if self.error_bits is not None and not (isinstance(self.error_bits, (int, float)) and self.error_bits > 0):
+            raise ValueError("error_bits is a positive number or None")
         if not isinstance(self.name, str):
             raise ValueError("a model has a name")
         if (self.transform == "patch") != (self.quality_levels >= 2):
@@ -139,7 +142,7 @@ FAST = ModelConfig(
     width=192,
     coarse_width=256,
     depth=(3, 1),
-    slices=(16, 32, 48, 96, 128),
+    slices=(16, 32, 48, 96, 128, 128),
     z_channels=128,
     phi_h_channels=320,
     activation="relu",
@@ -152,6 +155,7 @@ FAST = ModelConfig(
     lrp_hidden=(96, 64),
     lrp_kernels=(1, 3, 1),
     scale_form="log",
+    error_bits=15.0,
     quality_levels=64,
     lambda_range=(0.0002, 0.15),
     padding="edge",

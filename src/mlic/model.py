@@ -69,7 +69,7 @@ class CompressionModel(nn.Module):
         self.h_a = hyper_analysis(config)
         self.h_s = hyper_synthesis(config)
         self.prior = FactorizedPrior(config.z_channels, levels=config.quality_levels)
-        self.gaussian = GaussianPrior(config.scale_form)
+        self.gaussian = GaussianPrior(config.scale_form, config.error_bits)
         self.gains = QualityGains(config) if config.variable_rate else None
         self.entropy_model = MultiReferenceEntropyModel(config)
 
@@ -104,7 +104,7 @@ def build_model(config: str | ModelConfig) -> CompressionModel:
     """A model with fresh weights, from one of the names in `CONFIGS` or a config of your own.
 
     >>> build_model("fast").config.latent_channels
-    320
+    448
     """
     if isinstance(config, str):
         if config not in CONFIGS:

@@ -56,11 +56,14 @@ class LevelTable(nn.Module):
 
 
 class GaussianPrior(nn.Module):
-    """Zero-mean Gaussians, integrated over unit bins. `form` says what the entropy nets emit: sigma, or log sigma."""
+    """Zero-mean Gaussians, integrated over unit bins. `form` says what the entropy nets emit: sigma, or log sigma.
 
-    def __init__(self, form: str) -> None:
+    `error_bits`: what a squared error of one is worth in bits when a residual gets its symbol; None: the nearest always.
+    """
+
+    def __init__(self, form: str, error_bits: float | None = None) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.error_bits = form, error_bits
         table = scale_table()
         between = (table[:-1] * table[1:]).sqrt()  # nearest level in the log domain
         self.register_buffer("thresholds", (between.log() if form == "log" else between).float())
@@ -68,6 +71,19 @@ class GaussianPrior(nn.Module):
     def index(self, scale: Tensor) -> Tensor:
         """Row of the table for each raw scale, int64 in 0..63."""
         return torch.bucketize(scale.contiguous(), self.thresholds.to(scale.dtype))
+
+    def quantise(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """The symbol of each residual: the nearest integer, or the next towards zero where that saves more bits than its
+        squared error costs (rate-distortion optimised quantisation, Karczewicz et al., VCEG-AH21, one step and one
+        symbol at a time).
+        """
+        nearest = residual.round()
+        if self.error_bits is None:
+            return nearest
+        high = nearest.abs()
+        saved = (self.likelihood((high - 1).clamp_min(0), scale) / self.likelihood(high, scale)).log2()
+        added = 2 * (residual.abs() - high) + 1  # (|r| - high + 1)^2 - (|r| - high)^2
+        return nearest - nearest.sign() * (saved > self.error_bits * added)
 
     def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """P(bin of width 1 around `residual`), computed in float32."""

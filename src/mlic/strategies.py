@@ -34,8 +34,11 @@ def round_through(x: Tensor) -> Tensor:
 
 
 class Estimate:
-    """Bits of a latent under the model. `noisy`: uniform noise for the rate and straight-through rounding for the
-    values, as in training (Minnen & Singh 2020); otherwise both are what a file would hold.
+    """Bits of a latent under the model, of the symbols that a file would hold.
+
+    `noisy`, as in training: values have straight-through gradients, and the rate's gradients for y and the means are
+    those of uniform noise in place of rounding (Minnen & Singh 2020); scales learn from the symbols. z's rate is the
+    noise's.
 
     After the walk, `z_bits` and `y_bits` are (B,) sums in bits, and `slice_bits` lists (B,) tensors per slice.
     """
@@ -58,10 +61,14 @@ class Estimate:
     def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
         residual = pack(self.y[i], anchor) - mean
-        rounded = round_through(residual)
-        at = residual + torch.rand_like(residual) - 0.5 if self.noisy else rounded
-        self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(at, scale))
-        return rounded + mean if kind == torch.bfloat16 else (rounded + mean).to(kind)
+        with torch.no_grad():
+            symbols = self.gaussian.quantise(residual, scale)
+        self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(symbols, scale))
+        if self.noisy:
+            noisy = _bits(self.gaussian.likelihood(residual + torch.rand_like(residual) - 0.5, scale.detach()))
+            self.slice_bits[i] = self.slice_bits[i] + noisy - noisy.detach()  # a gradient alone
+            symbols = residual + (symbols - residual).detach()
+        return symbols + mean if kind == torch.bfloat16 else (symbols + mean).to(kind)
 
     @property
     def y_bits(self) -> Tensor:
@@ -91,7 +98,7 @@ class Write:
         return symbols + median
 
     def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
-        symbols = (pack(self.y[i], anchor) - mean).round()
+        symbols = self.gaussian.quantise(pack(self.y[i], anchor) - mean, scale)
         for encoder, picture, rows in zip(self.out, _to_numpy(symbols), _to_numpy(self.gaussian.index(scale))):
             encoder.put_latent(picture, rows)
         return symbols + mean

@@ -45,20 +45,38 @@ def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
 
 @torch.no_grad()
 def begin_from(model: CompressionModel, given: CompressionModel) -> None:
-    """Copy the weights of a model of the same shape. Where its lambda range differs, a level begins as the one that had
-    its lambda there; beyond the range, as the line through the outermost eighth goes on. Raises ValueError.
+    """Copy the weights of a model of the same shape, or of one that lacks the last slices: these begin with means of zero
+    and small scales, and nothing but their own nets and the linear branches looks at them at first.
+
+    Where the lambda range differs, a level begins as the one that had its lambda there; beyond the range, as the line
+    through the outermost eighth goes on. Raises ValueError.
     """
-    if dataclasses.replace(given.config, lambda_range=model.config.lambda_range) != model.config:
+    given, slices = copy.deepcopy(given), given.config.slices
+    free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
+    if dataclasses.replace(given.config, **free) != model.config or model.config.slices[: len(slices)] != slices:
         raise ValueError(f"the weights to begin from are of another shape ({given.config.name!r})")
-    model.load_state_dict(given.state_dict())
-    if given.config.lambda_range == model.config.lambda_range:
-        return
-    levels = torch.arange(model.config.quality_levels, dtype=torch.float32)
+    if given.config.lambda_range != model.config.lambda_range:
+        _move_levels(given, model.config)
+    own = model.state_dict()
+    for name, value in given.state_dict().items():
+        if name in ("h_a.0.weight", "g_s.head.weight"):
+            own[name].zero_()
+        own[name][tuple(slice(size) for size in value.shape)] = value
+    small = -1.5 if model.config.scale_form == "log" else 0.2
+    for nets in model.entropy_model.slices[len(slices) :]:
+        for net in (nets.parameters_anchor, nets.parameters_non_anchor):
+            net[-1].weight.zero_()
+            net[-1].bias.copy_(torch.tensor([small, 0.0]).repeat_interleave(len(net[-1].bias) // 2))
+
+
+def _move_levels(given: CompressionModel, config: ModelConfig) -> None:
+    """Let the level tables of `given` say what they say of each lambda at the level where `config` has it."""
+    levels = torch.arange(config.quality_levels, dtype=torch.float32)
     low, high = (math.log(value) for value in given.config.lambda_range)
     last = len(levels) - 1
-    at = (level_lambda(model.config, levels).log() - low) / (high - low) * last  # where each level was
+    at = (level_lambda(config, levels).log() - low) / (high - low) * last  # where each level was
     eighth = max(1, last // 8)
-    for table in (module for module in model.modules() if isinstance(module, LevelTable)):
+    for table in (module for module in given.modules() if isinstance(module, LevelTable)):
         table.fold()
         rows = table(at.clamp(0, last))
         first, final = table.rows[eighth] - table.rows[0], table.rows[last] - table.rows[last - eighth]
@@ -101,10 +119,9 @@ class Trainer:
         self.layout = torch.channels_last if cuda else torch.contiguous_format
         self.model = build_model(config.model)
         self.shape = self.model.config
+        start(self.model)
         if config.init:
             begin_from(self.model, load_model(config.init))
-        else:
-            start(self.model)
         self.model.to(device, memory_format=self.layout).train()
         if self.shape.variable_rate == (config.lmbda is not None):
             raise ValueError(f"{self.shape.name} {'takes no' if self.shape.variable_rate else 'needs a'} lambda")
@@ -200,7 +217,8 @@ class Trainer:
         x = self.bank.crops(batch, crop).contiguous(memory_format=self.layout)
         level, lmbda, weight = None, config.lmbda, 1.0
         if self.shape.variable_rate:
-            level = torch.rand(batch, device=self.device) * (self.shape.quality_levels - 1)
+            place = (torch.arange(batch, device=self.device) + torch.rand(batch, device=self.device)) / batch
+            level = place * (self.shape.quality_levels - 1)  # one from each part of the range, so that steps are alike
             lmbda = level_lambda(self.shape, level)
             weight = (lmbda / 0.01) ** -config.level_weight
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16, cache_enabled=False):

@@ -25,7 +25,7 @@ from .tables import CodingTables, make_tables
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "01c0d17764b4c0f3b45935a28e1d6bb1ff840215388a3452a00da48af121bb01",
+    "fast.safetensors": "a22d443189902fbcd4f12fcc96ceec680e3d6ae1cb6932904bb83713c9c7cee8",
 }
 
 

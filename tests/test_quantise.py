@@ -1,0 +1,50 @@
+"""Which symbol a residual gets: the nearest, or one that costs less by rate and error together."""
+
+import math
+
+import pytest
+import torch
+
+from mlic.prior import GaussianPrior
+
+
+def bits(symbol: int, sigma: float) -> float:
+    below, above = ((symbol + side) / sigma / math.sqrt(2) for side in (-0.5, 0.5))
+    return -math.log2(max(0.5 * (math.erf(above) - math.erf(below)), 1e-9))
+
+
+def cost(residual: float, symbol: int, sigma: float, error_bits: float) -> float:
+    return bits(symbol, sigma) + error_bits * (residual - symbol) ** 2
+
+
+@pytest.mark.parametrize("form", ["linear", "log"])
+@pytest.mark.parametrize("error_bits", [4.0, 25.0, 400.0])
+def test_symbols_against_the_costs(form, error_bits):
+    residuals = torch.linspace(-3.47, 3.47, 233)
+    lowered = 0
+    for sigma in (0.2, 0.5, 1.3, 6.0):
+        scale = torch.full_like(residuals, math.log(sigma) if form == "log" else sigma)
+        symbols = GaussianPrior(form, error_bits).quantise(residuals, scale)
+        for residual, symbol in zip(residuals.tolist(), symbols.tolist()):
+            nearest = round(residual)
+            lower = nearest - (nearest > 0) + (nearest < 0)
+            if max(bits(nearest, sigma), bits(lower, sigma)) > 20:  # beyond what the float32 likelihood tells apart
+                continue
+            costs = {s: cost(residual, s, sigma, error_bits) for s in (nearest, lower)}
+            assert costs[int(symbol)] == pytest.approx(min(costs.values()), abs=1e-3)
+            lowered += symbol != nearest
+    assert lowered > 10 or error_bits == 400
+
+
+def test_symbols_are_the_nearest_where_no_weight_is_given():
+    residuals = torch.randn(2, 3, 4, 4) * 3
+    assert torch.equal(GaussianPrior("log").quantise(residuals, torch.zeros_like(residuals)), residuals.round())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_symbols_keep_shape_and_type(dtype):
+    residuals = torch.randn(2, 3, 4, 4, dtype=dtype) * 3
+    symbols = GaussianPrior("log", 25.0).quantise(residuals, torch.zeros_like(residuals))
+    assert symbols.shape == residuals.shape and symbols.dtype == dtype
+    assert torch.equal(symbols, symbols.round())
+    assert not GaussianPrior("log", 25.0).quantise(residuals * 0, residuals).any()
