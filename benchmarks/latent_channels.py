@@ -17,6 +17,7 @@ from torch import Tensor
 from mlic.bdrate import compare_curves
 from mlic.data import PictureBank
 from mlic.transforms import block_dct
+from mlic.validation import middle
 
 STEPS = (0.28, 0.2, 0.14, 0.1, 0.07, 0.05)  # of orthonormal coefficients of pixels in 0..1
 ROUNDING = 0.38  # added before rounding down
@@ -33,12 +34,8 @@ def entropy(symbols: Tensor) -> float:
 @click.argument("pictures", type=click.Path(exists=True, file_okay=False))
 @click.option("--keep", multiple=True, type=int, default=(320, 384, 448, 512, 768), show_default=True)
 def main(pictures: str, keep: tuple[int, ...]) -> None:
-    bank, middles = PictureBank([pictures], smallest=SIZE), []
-    for index in range(len(bank)):
-        picture = bank.picture(index)
-        top, left = ((side - SIZE) // 2 for side in picture.shape[1:])
-        middles.append(picture[:, top : top + SIZE, left : left + SIZE].float() / 255)
-    x, dct = torch.stack(middles), block_dct(768)
+    bank, dct = PictureBank([pictures], smallest=SIZE), block_dct(768)
+    x = torch.cat([middle(bank, index, SIZE) for index in range(len(bank))])
     coefficients = torch.einsum("ij,bjhw->bihw", dct, F.pixel_unshuffle(x - 0.5, 16))
 
     def psnr(kept: Tensor) -> float:

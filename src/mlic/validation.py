@@ -25,7 +25,7 @@ def validation_levels(model: CompressionModel, count: int = 7) -> tuple[float, .
     return tuple((model.config.quality_levels - 1) * i / (count - 1) for i in range(count))
 
 
-def _middle(bank: PictureBank, index: int, size: int) -> Tensor:
+def middle(bank: PictureBank, index: int, size: int) -> Tensor:
     """The middle of a picture, at most `size` pixels a side: (1, 3, H, W) in 0..1, sides multiples of 64."""
     picture = bank.picture(index)
     height, width = (min(size, side) // STRIDE * STRIDE for side in picture.shape[1:])
@@ -47,7 +47,7 @@ def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ..
     """Mean bpp and PSNR at each level, without noise, on the middle of each picture (at most `size` pixels a side)."""
     rows = []
     for level in levels:
-        seen = [_code(model, _middle(bank, index, size), level)[1:] for index in range(len(bank))]
+        seen = [_code(model, middle(bank, index, size), level)[1:] for index in range(len(bank))]
         bpp, psnr = (sum(values) / len(values) for values in zip(*seen))
         rows.append({"level": level, "bpp": bpp, "psnr": psnr})
     return rows
@@ -61,7 +61,7 @@ def silent_units(model: CompressionModel, bank: PictureBank, *, count: int = 4, 
     def run() -> None:
         for level in validation_levels(model):
             for index in range(min(count, len(bank))):
-                _code(model, _middle(bank, index, size), level)
+                _code(model, middle(bank, index, size), level)
 
     silent: dict[str, list[Tensor]] = {}
     for name, shares in shares_awake(model, run).items():
@@ -76,7 +76,7 @@ def panel(model: CompressionModel, bank: PictureBank, *, count: int = 4, size: i
     """
     rows = []
     for index in range(min(count, len(bank))):
-        x = _middle(bank, index, size)
+        x = middle(bank, index, size)
         shown = torch.cat([x, *(_code(model, x, level)[0] for level in dict.fromkeys(validation_levels(model, 3)))], 3)
         cell = torch.zeros(3, size, shown.shape[3] // x.shape[3] * size)
         for i, part in enumerate(shown[0].cpu().split(x.shape[3], 2)):
