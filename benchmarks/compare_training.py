@@ -26,9 +26,9 @@ from mlic.bdrate import compare_curves
 from mlic.checkerboard import pack
 from mlic.config import FAST, AttentionConfig
 from mlic.data import PictureBank
-from mlic.model import STRIDE
+from mlic.model import STRIDE, level_lambda
 from mlic.strategies import Estimate, round_through
-from mlic.train import TrainConfig, Trainer, level_lambda, validate, validation_levels
+from mlic.train import TrainConfig, Trainer, validate, validation_levels
 from mlic.validation import silent_units
 
 PIXEL_SCALE, FIRST_STEPS = transforms.PIXEL_SCALE, 5
@@ -36,7 +36,7 @@ LEARNING = {name: getattr(learning, name) for name in ("INPUTS", "PARTS")}
 
 
 def contexts(intra: AttentionConfig | None, inter: AttentionConfig | None):
-    return {"model": dataclasses.replace(FAST, name="fast-contexts", intra=intra, inter=inter)}
+    return {"model": dataclasses.replace(FAST, name="fast-contexts", step_hidden=0, intra=intra, inter=inter)}
 
 
 def ablation() -> dict[str, dict]:
@@ -53,10 +53,10 @@ def ablation() -> dict[str, dict]:
 class NoiseAlone(Estimate):
     """In training, the rate is that of uniform noise for scales too, and values are rounded to the nearest."""
 
-    def latent(self, i: int, anchor: bool, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def latent(self, i: int, part, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         if not self.noisy:
-            return super().latent(i, anchor, mean, scale)
-        residual = pack(self.y[i], anchor) - mean.float()
+            return super().latent(i, part, mean, scale)
+        residual = pack(self.y[i], part) - mean.float()
         bits = -self.gaussian.likelihood(residual + torch.rand_like(residual) - 0.5, scale).log2()
         self.slice_bits[i] = self.slice_bits[i] + bits.flatten(1).sum(1)
         return round_through(residual) + mean.float()
@@ -81,6 +81,7 @@ SETS = {
         "torch's own start": {"start": False},
         "silent units again every 50 steps": {"recycle_every": 50},
         "rate of noise alone": {"estimate": NoiseAlone},
+        "anchors all at once": {"model": dataclasses.replace(FAST, step_hidden=0)},
     },
     "settings": lambda: {
         "as it is": {},

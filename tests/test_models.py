@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlic.checkerboard import keep, pack, unpack
+from mlic.checkerboard import Step, keep, pack, unpack
 from mlic.codec import encode_picture, estimate_bytes
 from mlic.config import ANCHOR, CONFIGS, NON_ANCHOR, ModelConfig
 from mlic.container import MlicFile
@@ -56,6 +56,45 @@ def test_checkerboard_halves_make_the_whole():
     assert torch.equal(unpack(pack(x, ANCHOR), ANCHOR) + unpack(pack(x, NON_ANCHOR), NON_ANCHOR), x)
     assert torch.equal(unpack(pack(x, ANCHOR), ANCHOR), keep(x, ANCHOR))
     assert keep(torch.ones(1, 1, 2, 2), ANCHOR).flatten().tolist() == [0, 1, 1, 0]  # anchor: row + column odd
+
+
+def test_steps_make_the_anchors():
+    x = torch.randn(2, 3, 8, 12)
+    steps = [unpack(pack(x, step), step) for step in Step]
+    assert torch.equal(sum(steps), keep(x, ANCHOR))
+    assert [pack(x, step)[0, 0].numel() for step in Step] == [12, 12, 24]
+    first, second, third = ((plane[0, 0] != 0).nonzero() for plane in steps)
+
+    def neighbours(position, others):  # distances to the nearest of another step, squared
+        return sorted((others - position).square().sum(1).tolist())[:4]
+
+    inside = torch.tensor([4, 5])
+    assert inside.tolist() in second.tolist() and neighbours(inside, first) == [4] * 4
+    inside = torch.tensor([5, 4])
+    assert inside.tolist() in third.tolist() and neighbours(inside, torch.cat([first, second])) == [2] * 4
+
+
+def test_a_step_sees_the_steps_before_it(small_models):
+    """And nothing else of the slice."""
+    model = small_models["fast"]
+    y, z = 4 * torch.randn(1, 48, 8, 8), torch.zeros(1, 16, 2, 2)
+
+    def scales(latent):
+        seen = {}
+
+        class Spy(Estimate):
+            def latent(self, i, part, mean, scale):
+                seen.update({part: scale} if i == 0 else {})
+                return super().latent(i, part, mean, scale)
+
+        model.code(Spy(latent, z, model.config.slices, model.gaussian, noisy=False), torch.zeros(1))
+        return seen
+
+    base, order = scales(y), [*Step, NON_ANCHOR]
+    assert list(base) == order
+    for k, part in enumerate(order):
+        moved = scales(y + 5 * unpack(torch.ones_like(pack(y, part)), part))
+        assert [not torch.equal(base[p], moved[p]) for p in order] == [False] * (k + 1) + [True] * (3 - k)
 
 
 def test_attentions_against_their_formulas():

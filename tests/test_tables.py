@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from mlic.prior import SCALE_LEVELS, FactorizedPrior, GaussianPrior, scale_table
-from mlic.tables import CodingTables, TableSet, gaussian_tables, integer_frequencies, make_tables, prior_tables
+from mlic.tables import (
+    CodingTables,
+    SymbolCounter,
+    TableSet,
+    gaussian_tables,
+    integer_frequencies,
+    make_tables,
+    prior_tables,
+)
 
 
 def learned_prior(channels: int = 6, levels: int = 0) -> FactorizedPrior:
@@ -70,6 +78,27 @@ def test_gaussian_rows_cost_what_the_gaussian_costs(gaussian, row):
     cost = np.where(inside, bits[np.where(inside, position, 0)], bits[-1] + 8)
     assert masses @ cost <= 1.001 * ideal + 1e-6  # 2^-24 of frequency is 1e-6 bits of a certain symbol
     assert masses @ cost >= ideal - 1e-9
+
+
+def counted(row: int, symbols: list[int]) -> np.ndarray:
+    counter = SymbolCounter()
+    counter.put_hyper(np.array([5]), np.array([row]))  # z has its own tables
+    counter.put_latent(np.array(symbols), np.full(len(symbols), row))
+    return counter.counts
+
+
+def test_rows_follow_what_was_counted(gaussian):
+    """Many symbols outweigh the Gaussian, few do not; signs are taken together; other rows stay as they were."""
+    symbols = [1] * 60_000 + [0] * 40_000 + [1601, -4000] * 50
+    tables, row = gaussian_tables(counted(20, symbols)), 20
+    middle = -tables.first[row]
+    found = tables.row(row) / 2**24
+    np.testing.assert_allclose(found[middle - 1 : middle + 2], [0.3, 0.4, 0.3], atol=2e-3)
+    assert found[-1] == pytest.approx(0.001, rel=0.01), "beyond the row: the escape"
+    for other in (0, 19, 21, 63):
+        np.testing.assert_array_equal(tables.row(other), gaussian.row(other))
+    few = gaussian_tables(counted(row, [3])).row(row) / 2**24
+    np.testing.assert_allclose(few, gaussian.row(row) / 2**24, atol=0.01)
 
 
 @pytest.mark.parametrize("form", ["linear", "log"])

@@ -144,10 +144,10 @@ def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
     calls = []
     decode_file(model, file, region=(0, 0, 40, 8), progress=lambda *c: calls.append(c))
     assert len(seen) == 2 and calls[-1] == (2, 2)
-    assert {decoder.batches for decoder in seen} == {13}
+    assert {decoder.batches for decoder in seen} == {model.config.symbol_batches}
     seen.clear()
     decode_file(model, file, region=(0, 0, 40, 8), scale=8)
-    assert {decoder.batches for decoder in seen} == {7}
+    assert {decoder.batches for decoder in seen} == {model.config.symbol_batches - 6}
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])

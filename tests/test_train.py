@@ -21,19 +21,21 @@ from mlic.cli import main
 from mlic.config import FAST, ModelConfig
 from mlic.data import PictureBank
 from mlic.errors import MlicError, ResultsError
-from mlic.model import build_model
+from mlic.learning import begin_from
+from mlic.model import build_model, level_lambda
 from mlic.muon import Muon, matrix_weights, orthogonal
+from mlic.tables import MAX_HALF_WIDTH, gaussian_tables
 from mlic.train import (
     TrainConfig,
     Trainer,
-    begin_from,
     crops_at,
     learning_rate,
-    level_lambda,
     train,
     validate,
 )
 from mlic.train_log import plot, read_log
+from mlic.validation import symbol_counts
+from mlic.weights import seal
 
 SCRIPT = """
 import sys, torch
@@ -86,6 +88,24 @@ def test_loss_falls(folder, tmp_path, config):
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["step"] for row in log] == ["10", "20", "30", "40"]
     assert float(log[-1]["loss"]) > 0 and float(log[-1]["skipped"]) == 0
+
+
+def test_tables_follow_the_symbols_of_training(folder, tmp_path, config):
+    """The table of the commonest row, from a trained model's own counts, costs less on other crops than the Gaussian."""
+    model = train(settings(folder, tmp_path, config, steps=5, batch=2))
+    counts = model.gaussian.counts
+    assert counts.sum() == 4 * 16 * config.latent_channels * (64 // 16) ** 2
+    other = symbol_counts(model, PictureBank([folder], smallest=64), crop=64)
+    assert not np.array_equal(other, counts)
+    row = counts.sum(1).argmax()
+
+    def bits(tables) -> float:
+        half = -tables.first[row]
+        return other[row, MAX_HALF_WIDTH - half : MAX_HALF_WIDTH + half + 1] @ (24 - np.log2(tables.row(row)[:-1]))
+
+    sealed = seal(model).tables.gaussian
+    np.testing.assert_array_equal(sealed.frequencies, gaussian_tables(counts).frequencies)
+    assert bits(sealed) < bits(gaussian_tables())
 
 
 def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
@@ -217,6 +237,19 @@ def test_levels_begin_where_their_lambda_was(small_models):
     assert was[0] < 0 and was[-1] > levels - 1, "some are beyond what the given weights know"
     assert torch.allclose(rows, was[:, None] * torch.linspace(1, 2, channels), atol=1e-4)
     assert torch.equal(model.g_a.head.weight, given.g_a.head.weight)
+
+
+@torch.no_grad()
+def test_steps_of_the_anchors_begin_with_nothing_to_add(small_models):
+    torch.manual_seed(0)
+    given = build_model(dataclasses.replace(small_models["fast"].config, step_hidden=0)).eval()
+    model = begun(small_models["fast"].config, given).eval()
+    x, level = torch.rand(2, 3, 128, 64), torch.tensor([0.0, 3.0])
+    (before, a), (after, b) = given(x, level, noisy=False), model(x, level, noisy=False)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(b.y_bits, a.y_bits)
+    with pytest.raises(ValueError, match="another shape"):
+        begun(given.config, model)
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ class ModelConfig:
     local: Literal["conv", "window", "conv3"] = "window"
     intra: AttentionConfig | None = AttentionConfig(kind="linear")
     inter: AttentionConfig | None = None
+    step_hidden: int = 0  # 0: a slice's anchors all at once; otherwise the first slice's in three steps, see AnchorSteps
     parameters_hidden: tuple[int, ...] = (320, 256, 128)
     lrp_hidden: tuple[int, int] = (224, 128)
     lrp_kernels: tuple[int, int, int] = (3, 3, 3)
@@ -73,7 +74,7 @@ class ModelConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
         sizes = [self.width, self.z_channels, self.phi_h_channels, *self.slices, *self.channel_hidden]
         sizes += [*self.parameters_hidden, *self.lrp_hidden, *self.lrp_kernels]
-        optional = [self.coarse_width, *self.depth, self.quality_levels]
+        optional = [self.coarse_width, *self.depth, self.step_hidden, self.quality_levels]
         if not all(type(size) is int and 1 <= size <= 4096 for size in sizes) or not all(
             type(size) is int and 0 <= size <= 4096 for size in optional
         ):
@@ -88,6 +89,11 @@ class ModelConfig:
     @property
     def latent_channels(self) -> int:
         return sum(self.slices)
+
+    @property
+    def symbol_batches(self) -> int:
+        """How many batches of symbols a tile has: z, and the halves of each slice, one of them perhaps in three steps."""
+        return 1 + 2 * len(self.slices) + (2 if self.step_hidden else 0)
 
     @property
     def variable_rate(self) -> bool:
@@ -151,6 +157,7 @@ FAST = ModelConfig(
     local="conv3",
     intra=AttentionConfig(kind="linear", width=32, heads=2, reprojection_kernel=3, expansion=2),
     inter=AttentionConfig(kind="linear", width=64, heads=2, reprojection_kernel=1, expansion=2),
+    step_hidden=64,
     parameters_hidden=(192, 128),
     lrp_hidden=(96, 64),
     lrp_kernels=(1, 3, 1),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkerboard import keep, pack, unpack
+from .checkerboard import THIRD, Step, even_anchors, keep, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, AttentionConfig
 from .layers import activation, conv
 
@@ -23,6 +23,28 @@ class ConvStack(nn.Sequential):
         for i, kernel in enumerate(kernels):
             layers += [conv(channels[i], channels[i + 1], kernel=kernel), activation(act)]
         super().__init__(*layers[:-1])
+
+
+class AnchorSteps(nn.Module):
+    """What anchors say of each other. Anchors see nothing of their slice; where they are coded in three steps
+    (checkerboard.py), the nets of SECOND and THIRD add to their entropy parameters what the steps before tell. After the
+    quadtree partition of Li, Li and Lu (CVPR 2023), here inside one half of one slice.
+    """
+
+    def __init__(self, channels: int, hidden: int, act: str) -> None:
+        super().__init__()
+        self.second, self.third = (
+            ConvStack(3 * channels, hidden, hidden, 2 * channels, kernels=(3, 1, 1), act=act) for _ in range(2)
+        )
+        for net in (self.second, self.third):
+            nn.init.zeros_(net[-1].weight)
+            nn.init.zeros_(net[-1].bias)
+
+    def forward(self, step: Step, parameters: Tensor, before: Tensor) -> Tensor:
+        """Entropy parameters (B, 2C, H, W) as known so far, the steps before (B, C, H, W) -> what to add, packed."""
+        if step is THIRD:
+            return pack(self.third(torch.cat([parameters, before], 1)), THIRD)
+        return pack(self.second(torch.cat([even_anchors(parameters), even_anchors(before)], 1)), NON_ANCHOR)
 
 
 class SoftmaxAttention(nn.Module):

@@ -79,7 +79,7 @@ def decode_file(
     if file.alpha is not None:
         rows, columns = wanted.within(whole)
         alpha = reduce_alpha(alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[rows, columns], scale)
-    notes = _missing(len(lost), batches, len(needed), 1 + 2 * len(model.config.slices)) if file.truncated else ()
+    notes = _missing(len(lost), batches, len(needed), model.config.symbol_batches) if file.truncated else ()
     return Picture(pixels, file.colour == GREY, alpha, file.icc, file.exif, file.xmp, notes)
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkerboard import pack, unpack
+from .checkerboard import FIRST, Step, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, ModelConfig
-from .context import ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
+from .context import AnchorSteps, ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
 
 
 class Settle(nn.Module):
@@ -28,6 +28,7 @@ class SliceNets(nn.Module):
         super().__init__()
         act, channels, before = config.activation, config.slices[index], sum(config.slices[:index])
         self.local = local_context(config.local, channels, act)
+        self.steps = None if before or not config.step_hidden else AnchorSteps(channels, config.step_hidden, act)
         self.channel = self.inter = self.intra = None
         shared = config.phi_h_channels
         if before:
@@ -68,9 +69,9 @@ class MultiReferenceEntropyModel(nn.Module):
     def walk(self, phi_h: Tensor, strategy) -> Tensor:
         """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).
 
-        `strategy.latent(i, anchor, mean, scale)` is called once per slice and pass, in coding order, with packed
-        (B, C_i, H, W/2) tensors, and returns the quantised values of that half. With `strategy.keep`, only so many
-        slices are walked and the others are zeros.
+        `strategy.latent(i, part, mean, scale)` is called once per slice and pass, or step of the anchors, in coding
+        order, with packed tensors, (B, C_i, H, W/2) for a half, and returns the quantised values there. With
+        `strategy.keep`, only so many slices are walked and the others are zeros.
         """
         hyper_means = phi_h.chunk(2, 1)[1]
         hyper = {anchor: pack(phi_h, anchor) for anchor in (ANCHOR, NON_ANCHOR)}
@@ -90,13 +91,29 @@ class MultiReferenceEntropyModel(nn.Module):
                     contexts = own + shared
                 parameters = nets.parameters_anchor if anchor else nets.parameters_non_anchor
                 halves = [pack(c, anchor) for c in contexts] + [hyper[anchor]]
-                scale, mean = parameters(torch.cat(halves, 1)).chunk(2, 1)
-                half = self.settle(strategy.latent(i, anchor, mean, scale))
-
-                quantised = current + unpack(half, anchor)
+                said = parameters(torch.cat(halves, 1))
+                if anchor and nets.steps is not None:
+                    quantised = self._walk_anchors(i, said, strategy)
+                else:
+                    quantised = current + self._values(i, anchor, said, strategy)
                 lrp = nets.lrp_anchor if anchor else nets.lrp_non_anchor
                 residual = pack(lrp(torch.cat([hyper_means, *done, quantised], 1)), anchor)
                 current = quantised + unpack(self.lrp_activation(residual), anchor)
             done.append(current)
         y_hat = torch.cat(done, 1)
         return F.pad(y_hat, (0, 0) * 2 + (0, self.channels - y_hat.shape[1])) if strategy.keep else y_hat
+
+    def _values(self, i: int, part: bool | Step, parameters: Tensor, strategy) -> Tensor:
+        """Packed entropy parameters of a part -> its values, and zeros elsewhere (B, C_i, H, W)."""
+        scale, mean = parameters.chunk(2, 1)
+        return unpack(self.settle(strategy.latent(i, part, mean, scale)), part)
+
+    def _walk_anchors(self, i: int, parameters: Tensor, strategy) -> Tensor:
+        """The anchors of a slice in steps: their entropy parameters before the first (B, 2C_i, H, W/2) -> values."""
+        parameters, values = unpack(parameters, ANCHOR), 0
+        for step in Step:
+            said = pack(parameters, step)
+            if step is not FIRST:
+                said = self.settle(said + self.slices[i].steps(step, parameters, values))
+            values = values + self._values(i, step, said, strategy)
+        return values

@@ -10,13 +10,18 @@ Deep Reinforcement Learning").
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .config import ModelConfig
 from .layers import PlainBlock
+from .model import CompressionModel, level_lambda
+from .prior import LevelTable
 
 INPUTS = 192  # sums of more inputs than this learn more slowly
 # relative to the run's learning rate, by the beginning of a parameter's name; the first that fits
@@ -52,6 +57,49 @@ def start(model: nn.Module) -> None:
     for nets in model.entropy_model.slices:
         for net in (nets.parameters_anchor, nets.parameters_non_anchor):
             net[-1].weight.mul_(0.1)
+
+
+@torch.no_grad()
+def begin_from(model: CompressionModel, given: CompressionModel) -> None:
+    """Copy the weights of a model of the same shape, or of one that lacks the steps of the anchors, whose nets begin with
+    nothing to add, or the last slices: these begin with means of zero and small scales, and nothing but their own nets
+    and the linear branches looks at them at first.
+
+    Where the lambda range differs, a level begins as the one that had its lambda there; beyond the range, as the line
+    through the outermost eighth goes on. Raises ValueError.
+    """
+    given, slices = copy.deepcopy(given), given.config.slices
+    free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
+    if not given.config.step_hidden:
+        free["step_hidden"] = model.config.step_hidden
+    if dataclasses.replace(given.config, **free) != model.config or model.config.slices[: len(slices)] != slices:
+        raise ValueError(f"the weights to begin from are of another shape ({given.config.name!r})")
+    if given.config.lambda_range != model.config.lambda_range:
+        _move_levels(given, model.config)
+    own = model.state_dict()
+    for name, value in given.state_dict().items():
+        if name in ("h_a.0.weight", "g_s.head.weight"):
+            own[name].zero_()
+        own[name][tuple(slice(size) for size in value.shape)] = value
+    small = -1.5 if model.config.scale_form == "log" else 0.2
+    for nets in model.entropy_model.slices[len(slices) :]:
+        for net in (nets.parameters_anchor, nets.parameters_non_anchor):
+            net[-1].weight.zero_()
+            net[-1].bias.copy_(torch.tensor([small, 0.0]).repeat_interleave(len(net[-1].bias) // 2))
+
+
+def _move_levels(given: CompressionModel, config: ModelConfig) -> None:
+    """Let the level tables of `given` say what they say of each lambda at the level where `config` has it."""
+    levels = torch.arange(config.quality_levels, dtype=torch.float32)
+    low, high = (math.log(value) for value in given.config.lambda_range)
+    last = len(levels) - 1
+    at = (level_lambda(config, levels).log() - low) / (high - low) * last  # where each level was
+    eighth = max(1, last // 8)
+    for table in (module for module in given.modules() if isinstance(module, LevelTable)):
+        table.fold()
+        rows = table(at.clamp(0, last))
+        first, final = table.rows[eighth] - table.rows[0], table.rows[last] - table.rows[last - eighth]
+        table.rows.copy_(rows + (at.clamp_max(0)[:, None] * first + (at - last).clamp_min(0)[:, None] * final) / eighth)
 
 
 SILENT = 0.002  # a unit awake at a smaller share of positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from .tables import CodingTables
 
 STRIDE = 64  # of z: pictures are padded to a multiple of it
+
+
+def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
+    """Lambda of a (real) quality level: log-spaced over `lambda_range`."""
+    low, high = (math.log(value) for value in config.lambda_range)
+    return torch.exp(low + (high - low) * level / (config.quality_levels - 1))
 
 
 class QualityGains(nn.Module):

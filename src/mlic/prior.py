@@ -59,7 +59,10 @@ class GaussianPrior(nn.Module):
     """Zero-mean Gaussians, integrated over unit bins. `form` says what the entropy nets emit: sigma, or log sigma.
 
     `error_bits`: what a squared error of one is worth in bits when a residual gets its symbol; None: the nearest always.
+    `counts`: what a SymbolCounter of tables.py counted; coding tables made from this prior then follow it.
     """
+
+    counts: np.ndarray | None = None
 
     def __init__(self, form: str, error_bits: float | None = None) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What the driver asks: given a half-slice's mean and scale, which values does it take?
+"""What the driver asks: given the mean and scale of a part of a slice, which values does it take?
 
 Four answers: noisy training estimate, rounded estimate, writing symbols, reading symbols. Each has the two methods
-`hyper(prior, level)` -> z_hat and `latent(i, anchor, mean, scale)` -> packed y_hat.
+`hyper(prior, level)` -> z_hat and `latent(i, part, mean, scale)` -> packed y_hat.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkerboard import pack
+from .checkerboard import Step, pack
 from .prior import FactorizedPrior, GaussianPrior
 
 if TYPE_CHECKING:  # training runs without the coder's package
@@ -25,7 +25,7 @@ class Strategy(Protocol):
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor: ...
 
-    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor: ...
+    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor: ...
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class Estimate:
         self.z_bits = _bits(prior.likelihood(at, level))
         return z_hat
 
-    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
+    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
-        residual = pack(self.y[i], anchor) - mean
+        residual = pack(self.y[i], part) - mean
         with torch.no_grad():
             symbols = self.gaussian.quantise(residual, scale)
         self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(symbols, scale))
@@ -97,8 +97,8 @@ class Write:
             encoder.put_hyper(picture, rows)
         return symbols + median
 
-    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
-        symbols = self.gaussian.quantise(pack(self.y[i], anchor) - mean, scale)
+    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
+        symbols = self.gaussian.quantise(pack(self.y[i], part) - mean, scale)
         for encoder, picture, rows in zip(self.out, _to_numpy(symbols), _to_numpy(self.gaussian.index(scale))):
             encoder.put_latent(picture, rows)
         return symbols + mean
@@ -121,7 +121,7 @@ class Read:
         symbols = torch.from_numpy(symbols).to(prior.median).view(-1, prior.channels, *self.z_size)
         return symbols + prior.median[None, :, None, None]
 
-    def latent(self, i: int, anchor: bool, mean: Tensor, scale: Tensor) -> Tensor:
+    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         rows = _to_numpy(self.gaussian.index(scale))
         symbols = np.stack([source.get_latent(picture) for source, picture in zip(self.sources, rows)])
         return torch.from_numpy(symbols).to(mean).view_as(mean) + mean

@@ -18,6 +18,7 @@ PRECISION = 24  # bits; every table sums to 2^24
 GAUSSIAN_TAIL, PRIOR_TAIL = 1e-8, 1e-5  # what the escape symbol takes over, on both sides together
 PRIOR_SHIFT = 8  # the prior's many rows are multiples of 2^8, and stored as 16-bit numbers
 MAX_HALF_WIDTH = 1600
+SMOOTHING = 10  # symbols that a Gaussian adds to the counted ones, for each symbol of its row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ PRIOR_FREQUENCIES = "tables.prior.frequencies"
 
 @dataclasses.dataclass(frozen=True)
 class CodingTables:
-    """All tables of a model: 64 Gaussians, and the prior's channels, once per quality level."""
+    """All tables of a model: one for each of the 64 scales, and the prior's channels, once per quality level."""
 
     gaussian: TableSet
     prior: TableSet  # row = level * channels + channel
@@ -106,16 +107,40 @@ def integer_frequencies(masses: np.ndarray, shift: int = 0) -> np.ndarray:
     return frequencies << shift
 
 
-def gaussian_tables() -> TableSet:
+class SymbolCounter:
+    """Takes what a SymbolEncoder takes, and counts how often each symbol comes in each of the Gaussians' rows."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((SCALE_LEVELS, 2 * MAX_HALF_WIDTH + 1), np.int64)  # of symbols from -MAX_HALF_WIDTH on
+
+    def put_hyper(self, symbols: np.ndarray, channels: np.ndarray) -> None:
+        pass
+
+    def put_latent(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+        width = self.counts.shape[1]
+        places = rows * width + symbols.clip(-MAX_HALF_WIDTH, MAX_HALF_WIDTH) + MAX_HALF_WIDTH
+        self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
+
+
+def gaussian_tables(counts: np.ndarray | None = None) -> TableSet:
+    """One row per scale: integrated Gaussians. With `counts` of a SymbolCounter, a row holds how often its symbols came,
+    those of both signs together, mixed with the Gaussian: symbols near a scale are not quite normal, and a net's scale
+    is not quite theirs.
+    """
     rows, first = [], []
-    for sigma in scale_table().tolist():
+    for row, sigma in enumerate(scale_table().tolist()):
         quantile = -math.sqrt(2) * torch.erfinv(torch.tensor(GAUSSIAN_TAIL - 1, dtype=torch.float64)).item()
         half = min(MAX_HALF_WIDTH, max(1, math.ceil(sigma * quantile)))
         edges = [(k - 0.5) / sigma / math.sqrt(2) for k in range(half + 2)]
         cumulative = np.array([0.5 * math.erfc(e) for e in edges])  # mass above each edge
         right = cumulative[:-1] - cumulative[1:]  # symbols 0..half
         right[0] = 1 - 2 * cumulative[1]
-        rows.append(integer_frequencies(np.concatenate([right[:0:-1], right, [2 * cumulative[-1]]])))
+        masses = np.concatenate([right[:0:-1], right, [2 * cumulative[-1]]])
+        if counts is not None:
+            both = counts[row] + counts[row, ::-1]
+            seen = both[MAX_HALF_WIDTH - half : MAX_HALF_WIDTH + half + 1]
+            masses = SMOOTHING * len(masses) * masses + np.append(seen, both.sum() - seen.sum())
+        rows.append(integer_frequencies(masses))
         first.append(-half)
     return TableSet.from_rows(rows, first)
 
@@ -147,5 +172,5 @@ def prior_tables(prior: FactorizedPrior, reach: int = 512) -> TableSet:
     return TableSet.from_rows(rows, first)
 
 
-def make_tables(prior: FactorizedPrior) -> CodingTables:
-    return CodingTables(gaussian_tables(), prior_tables(prior))
+def make_tables(prior: FactorizedPrior, counts: np.ndarray | None = None) -> CodingTables:
+    return CodingTables(gaussian_tables(counts), prior_tables(prior))

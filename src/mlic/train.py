@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-import dataclasses
 import math
 import os
 import sys
@@ -21,66 +20,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import ModelConfig
 from .data import PictureBank
-from .learning import recycle, relative_rate, shares_awake, start
+from .learning import begin_from, recycle, relative_rate, shares_awake, start
 from .metrics import ms_ssim_tensor
-from .model import STRIDE, CompressionModel, build_model
+from .model import STRIDE, CompressionModel, build_model, level_lambda
 from .muon import Muon, matrix_weights
-from .prior import LevelTable
 from .train_config import TrainConfig, crops_at, learning_rate
 from .train_log import RunLog
-from .validation import panel, rate_and_mse, silent_units, validate, validation_levels
+from .validation import panel, rate_and_mse, silent_units, symbol_counts, validate, validation_levels
 from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm", "skipped")
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
-
-
-def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
-    """Lambda of a (real) quality level: log-spaced over `lambda_range`."""
-    low, high = (math.log(value) for value in config.lambda_range)
-    return torch.exp(low + (high - low) * level / (config.quality_levels - 1))
-
-
-@torch.no_grad()
-def begin_from(model: CompressionModel, given: CompressionModel) -> None:
-    """Copy the weights of a model of the same shape, or of one that lacks the last slices: these begin with means of zero
-    and small scales, and nothing but their own nets and the linear branches looks at them at first.
-
-    Where the lambda range differs, a level begins as the one that had its lambda there; beyond the range, as the line
-    through the outermost eighth goes on. Raises ValueError.
-    """
-    given, slices = copy.deepcopy(given), given.config.slices
-    free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
-    if dataclasses.replace(given.config, **free) != model.config or model.config.slices[: len(slices)] != slices:
-        raise ValueError(f"the weights to begin from are of another shape ({given.config.name!r})")
-    if given.config.lambda_range != model.config.lambda_range:
-        _move_levels(given, model.config)
-    own = model.state_dict()
-    for name, value in given.state_dict().items():
-        if name in ("h_a.0.weight", "g_s.head.weight"):
-            own[name].zero_()
-        own[name][tuple(slice(size) for size in value.shape)] = value
-    small = -1.5 if model.config.scale_form == "log" else 0.2
-    for nets in model.entropy_model.slices[len(slices) :]:
-        for net in (nets.parameters_anchor, nets.parameters_non_anchor):
-            net[-1].weight.zero_()
-            net[-1].bias.copy_(torch.tensor([small, 0.0]).repeat_interleave(len(net[-1].bias) // 2))
-
-
-def _move_levels(given: CompressionModel, config: ModelConfig) -> None:
-    """Let the level tables of `given` say what they say of each lambda at the level where `config` has it."""
-    levels = torch.arange(config.quality_levels, dtype=torch.float32)
-    low, high = (math.log(value) for value in given.config.lambda_range)
-    last = len(levels) - 1
-    at = (level_lambda(config, levels).log() - low) / (high - low) * last  # where each level was
-    eighth = max(1, last // 8)
-    for table in (module for module in given.modules() if isinstance(module, LevelTable)):
-        table.fold()
-        rows = table(at.clamp(0, last))
-        first, final = table.rows[eighth] - table.rows[0], table.rows[last] - table.rows[last - eighth]
-        table.rows.copy_(rows + (at.clamp_max(0)[:, None] * first + (at - last).clamp_min(0)[:, None] * final) / eighth)
 
 
 class _Forward(nn.Module):
@@ -296,7 +247,7 @@ class Trainer:
 
 def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
     """Run, writing `checkpoint.pt` (to go on from) and the logs of train_log.py into `config.out`. Returns the averaged
-    model.
+    model, with the counts for its coding tables.
 
     A checkpoint in `config.out` is continued, also into a longer run. Raises ValueError on settings that do not fit.
     """
@@ -323,6 +274,9 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
             silent = silent_units(trainer.average, val)
             shares = ", ".join(f"{part} {share:.0%}" for part, share in silent.items())
             print(f"silent units: {shares}", file=sys.stderr)
+        if log:
+            crop = config.last_crop or config.crop
+            trainer.average.gaussian.counts = symbol_counts(trainer.average.eval(), trainer.bank, crop=crop)
     return trainer.average
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from .data import PictureBank
 from .learning import SILENT, shares_awake
 from .model import STRIDE, CompressionModel
+from .strategies import Write
+from .tables import SymbolCounter
 
 
 def rate_and_mse(x: Tensor, x_hat: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +69,24 @@ def silent_units(model: CompressionModel, bank: PictureBank, *, count: int = 4, 
     for name, shares in shares_awake(model, run).items():
         silent.setdefault(name.split(".")[0], []).append(shares < SILENT)
     return {part: torch.cat(units).float().mean().item() for part, units in silent.items()}
+
+
+@torch.no_grad()
+def count_symbols(model: CompressionModel, x: Tensor, level: Tensor | None, counter: SymbolCounter) -> None:
+    """Let a counter see the symbols of pictures (B, 3, H, W)."""
+    y = model.analyse(x, level)
+    model.code(Write(y, model.h_a(y), model.config.slices, model.gaussian, [counter] * len(x)), level)
+
+
+def symbol_counts(model: CompressionModel, bank: PictureBank, *, crop: int, batches: int = 4, batch: int = 16) -> np.ndarray:
+    """How often each symbol comes in each row of the Gaussians' tables, on random crops at levels from the first to the
+    last: `counts` for `mlic.tables.gaussian_tables`.
+    """
+    counter, device = SymbolCounter(), bank.pixels.device
+    levels = torch.linspace(0, model.config.quality_levels - 1, batch, device=device) if model.config.variable_rate else None
+    for _ in range(batches):
+        count_symbols(model, bank.crops(batch, crop), levels, counter)
+    return counter.counts
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def seal(model: CompressionModel, *, half: bool = False) -> CompressionModel:
         for name, parameter in model.named_parameters():
             if _stored_half(name, parameter):
                 parameter.copy_(parameter.half().float())
-    model.tables = make_tables(model.prior)
+    model.tables = make_tables(model.prior, model.gaussian.counts)
     model.__dict__.pop("_exact_twin", None)  # made of the weights as they were
     model.digest = _digest(model.config.to_json(), _tensors(model))
     return model
