@@ -25,7 +25,7 @@ from .tables import CodingTables, make_tables
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "a22d443189902fbcd4f12fcc96ceec680e3d6ae1cb6932904bb83713c9c7cee8",
+    "fast.safetensors": "3eb22b60c1693154bde7d662ffa024f9350a62193b1d254955a0ffb248ff9701",
 }
 
 
