@@ -1,4 +1,4 @@
-"""What exact arithmetic costs in rate and distortion: real files of a folder's pictures, exact against float.
+"""What exact arithmetic costs in rate and distortion: real files of a folder's pictures, exact against float, effort 0.
 
     python benchmarks/exact_cost.py KODAK -o results/exact_cost.json
 
@@ -33,7 +33,7 @@ def main(folder: Path, qualities: tuple[float, ...], model: str, output: Path | 
     for quality in tqdm(qualities, unit="quality"):
         for name, curve in curves.items():
             exact = name == "exact"
-            coded = [encode_picture(network, picture, quality, exact=exact, reconstruct=True) for picture in pictures]
+            coded = [encode_picture(network, picture, quality, exact=exact, effort=0, reconstruct=True) for picture in pictures]
             pairs = list(zip(coded, pictures))
             bpp = [8 * len(c.data) / (p.pixels.shape[0] * p.pixels.shape[1]) for c, p in pairs]
             decibel = [psnr(c.reconstruction, p.pixels) for c, p in pairs]

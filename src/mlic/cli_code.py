@@ -84,11 +84,12 @@ def _job_options(command):
 @click.option("--target-bpp", type=POSITIVE, metavar="B", help="Instead of -q: the file's bits per pixel.")
 @click.option("--target-psnr", type=POSITIVE, metavar="DB", help="Instead of -q: PSNR of the decoded picture.")
 @click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Model name or weights file.")
+@click.option("--effort", type=click.IntRange(0, 20), help="Passes spent on a smaller file; 0: fastest. Default: 3.")
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
 @click.option("--tile", type=int, callback=_tile, metavar="N", help="Pixels a side of tiles, a multiple of 64; 0: one.")
 @click.option("--float", "floating", is_flag=True, help="Faster; decodes only on such a machine, with as many threads.")
 def encode(
-    inputs, output, force, device, quality, target_size, target_bpp, target_psnr, model, strip, tile, floating, **how
+    inputs, output, force, device, quality, target_size, target_bpp, target_psnr, model, effort, strip, tile, floating, **how
 ) -> None:
     """Encode pictures to .mlic files, beside the inputs unless -o says otherwise.
 
@@ -120,6 +121,7 @@ def encode(
         quality=quality,
         target=target[0] if target else None,
         exact=not floating,
+        effort=effort,
         strip=strip,
         tile=tile,
     )
@@ -129,8 +131,8 @@ def encode(
     except MlicError as error:
         _fail(None, error)
         sys.exit(1)
-    if not config.variable_rate and (target or quality is not None):
-        option = f"--target-{target[0][0]}" if target else "-q"
+    if not config.variable_rate and (target or quality is not None or effort):
+        option = f"--target-{target[0][0]}" if target else "-q" if quality is not None else "--effort"
         raise click.UsageError(f"model {config.name!r} has one rate: leave {option} out")
     _run(task, jobs, verb="encode", **how)
 

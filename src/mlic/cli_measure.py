@@ -23,13 +23,14 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "-q", "--quality", "qualities", multiple=True, type=float, help="May be repeated. Default: 6 to 8 over the range."
 )
+@click.option("--effort", type=click.IntRange(0, 20), help="As for `mlic encode`, for a model. Default: 3.")
 @click.option("--name", help="What to call the model in results. Default: its own name.")
 @click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Results file (JSON). An existing one is continued.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Pictures at once. Disturbs times.")
 @device_option
 @threads_option
 @force_option
-def evaluate_(images, model, codec, qualities, name, output, jobs, device, threads, force) -> None:
+def evaluate_(images, model, codec, qualities, effort, name, output, jobs, device, threads, force) -> None:
     """Measure a model or another codec on IMAGES (files or folders): size, PSNR, MS-SSIM, seconds, memory.
 
     \b
@@ -42,8 +43,8 @@ def evaluate_(images, model, codec, qualities, name, output, jobs, device, threa
     from .cli import _device
     from .evaluate import MODEL_QUALITIES, model_codec, peer_codec
 
-    if model and codec:
-        raise click.UsageError("--model and --codec exclude each other")
+    if codec and (model or effort is not None):
+        raise click.UsageError(f"{'--model' if model else '--effort'} and --codec exclude each other")
     if not all(math.isfinite(quality) for quality in qualities):
         raise click.UsageError("-q must be a number")
     qualities = tuple(dict.fromkeys(qualities))
@@ -54,7 +55,10 @@ def evaluate_(images, model, codec, qualities, name, output, jobs, device, threa
             entry, run = peer_codec(codec)
             qualities = qualities or find_peer(codec).qualities
         else:
-            entry, run = model_codec(model or "fast", device=_device(device), name=name)
+            try:
+                entry, run = model_codec(model or "fast", device=_device(device), name=name, effort=effort)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
             if not entry["settings"]["variable_rate"]:
                 if qualities:
                     raise click.UsageError(f"model {entry['settings']['model']!r} has one rate: leave -q out")

@@ -31,8 +31,9 @@ from .decoding import arithmetic, decode_file, decode_picture, level_tensor, pri
 from .errors import PictureError, WeightsError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture, to_pillow
+from .refine import choose_latents, passes_of
 from .strategies import Estimate, Write
-from .tiles import LATENT, Box, Progress, Workers, around, boxes, default_side
+from .tiles import Box, Progress, Workers, around, boxes, default_side
 from .weights import load_model
 
 __all__ = ["decode", "decode_file", "decode_picture", "encode", "encode_picture", "estimate_bytes", "model_for"]
@@ -64,13 +65,14 @@ def encode(
     model: str | CompressionModel = "fast",
     *,
     exact: bool = True,
+    effort: int | None = None,
 ) -> bytes:
     """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 or uint16 array, a (3, H, W) tensor, a
     path or a binary file.
 
     With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
     comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another
-    one is a ValueError.
+    one is a ValueError. So with `effort`, the passes spent on a smaller file, from 0 to 20 (default 3; docs/using.md).
     `model` is a name, a weights file or a loaded model. Raises PictureError or WeightsError.
 
     >>> data = encode(np.zeros((20, 30, 3), np.uint8), quality=30)
@@ -80,12 +82,12 @@ def encode(
     if isinstance(image, Tensor):
         from .tensors import encode_tensor  # which imports this module
 
-        return encode_tensor(image, quality, model, exact=exact)
+        return encode_tensor(image, quality, model, exact=exact, effort=effort)
     network = load_model(model) if isinstance(model, str) else model
     picture = read_picture(image)
     for note in picture.notes:
         warnings.warn(note, stacklevel=2)
-    return encode_picture(network, picture, quality, exact=exact).data
+    return encode_picture(network, picture, quality, exact=exact, effort=effort).data
 
 
 def decode(data: bytes, model: str | CompressionModel | None = None) -> Image.Image:
@@ -121,12 +123,14 @@ def encode_picture(
     quality: float | None = None,
     *,
     exact: bool = True,
+    effort: int | None = None,
     tile: int | None = None,
     reconstruct: bool = False,
     progress: Progress | None = None,
 ) -> Encoded:
     """A picture to a file. `tile` is the side of the tiles in pixels, a multiple of 64, or 0 for one tile; None tiles
-    large pictures. `progress(done, total)` is called after each tile. Raises PictureError, WeightsError, ValueError.
+    large pictures. `effort`: as for `encode`. `progress(done, total)` is called after each tile. Raises PictureError,
+    WeightsError, ValueError.
     """
     height, width = picture.pixels.shape[:2]
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
@@ -135,15 +139,15 @@ def encode_picture(
         raise ValueError(f"tiles have sides of a multiple of {TILE_UNIT} pixels, up to {MAX_SIDE}, not {tile}")
     side = default_side(height, width) if tile is None else tile
     code = quality_code(model, quality)
-    level, coding = level_tensor(model, code), arithmetic(model, exact)
+    level, coding, passes = level_tensor(model, code), arithmetic(model, exact), passes_of(model, effort)
     whole = Box(0, 0, height, width)
     tiles = [box.aligned(STRIDE) for box in boxes(height, width, side)]
 
     def code_tile(box: Box) -> tuple[CodedTile, Tensor | None]:
         seen = around(model.config, box, whole)
-        rows, columns = box.within(seen, LATENT)
-        y = model.analyse(_to_tensor(model, picture.pixels, seen), level)[:, :, rows, columns]
-        z = model.h_a(y)
+        seen = seen.aligned(STRIDE) if passes else seen
+        x = _to_tensor(model, picture.pixels, seen)
+        y, z = choose_latents(model, x, level, passes, part=box, seen=seen, whole=whole)
         check_finite(y, z)
         symbols = SymbolEncoder(model.tables, prior_row(model, code))
         y_hat = coding.code(Write(y, z, model.config.slices, model.gaussian, [symbols]), level)
@@ -181,12 +185,21 @@ def encode_picture(
 
 
 @torch.inference_mode()
-def estimate_bytes(model: CompressionModel, picture: Picture, quality: float | None = None, *, exact: bool = True) -> float:
+def estimate_bytes(
+    model: CompressionModel,
+    picture: Picture,
+    quality: float | None = None,
+    *,
+    exact: bool = True,
+    effort: int | None = None,
+) -> float:
     """The model's own estimate of a file's size, before tables, headers and rounding to bytes."""
     level = level_tensor(model, quality_code(model, quality))
-    x = _to_tensor(model, picture.pixels)
-    y = model.analyse(x, level)
-    estimate = Estimate(y, model.h_a(y), model.config.slices, model.gaussian, noisy=False)
+    whole = Box(0, 0, *picture.pixels.shape[:2])
+    box = whole.aligned(STRIDE)
+    x = _to_tensor(model, picture.pixels, box)
+    y, z = choose_latents(model, x, level, passes_of(model, effort), part=box, seen=box, whole=whole)
+    estimate = Estimate(y, z, model.config.slices, model.gaussian, noisy=False)
     arithmetic(model, exact).code(estimate, level)
     return float(estimate.y_bits + estimate.z_bits) / 8
 
@@ -199,12 +212,11 @@ def quality_code(model: CompressionModel, quality: float | None) -> int:
     return NO_QUALITY
 
 
-def _to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box | None = None) -> Tensor:
+def _to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box) -> Tensor:
     """A part of (H, W, 3) uint8 or uint16 -> (1, 3, h, w) float32 in 0..1; beyond the picture, which is padded right and
     bottom to multiples of 64, as the model's config says.
     """
     whole = Box(0, 0, *pixels.shape[:2])
-    part = part or whole.aligned(STRIDE)
     rows, columns = part.cut(whole).within(whole)
     values = np.ascontiguousarray(pixels[rows, columns], np.float32).transpose(2, 0, 1)[None]
     x = torch.from_numpy(values).to(model.prior.median.device).contiguous() / np.iinfo(pixels.dtype).max

@@ -30,7 +30,7 @@ class Coder(Protocol):
 class ModelCoder:
     """One of our models, set up as `mlic encode` does it."""
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
+    def __init__(self, model: str, device: str, threads: int, effort: int) -> None:
         from .cli import _tune_malloc
 
         _tune_malloc()
@@ -39,13 +39,13 @@ class ModelCoder:
         from .weights import load_model
 
         torch.set_num_threads(threads)
-        self.model, self.device = model, device
+        self.model, self.device, self.effort = model, device, effort
         self.network = load_model(model, device=device)
 
     def encode(self, picture: Picture, quality: float | None) -> bytes:
         from .codec import encode_picture
 
-        return encode_picture(self.network, picture, quality).data
+        return encode_picture(self.network, picture, quality, effort=self.effort).data
 
     def decode(self, data: bytes) -> np.ndarray:
         from .codec import decode_picture, model_for
@@ -133,7 +133,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     try:
         if job["kind"] == "model":
-            coder: Coder = ModelCoder(job["name"], job["device"], job["threads"])
+            coder: Coder = ModelCoder(job["name"], job["device"], job["threads"], job["effort"])
         else:
             coder = PeerCoder(job["name"], job["threads"])
         points = (encode_files if job["task"] == "encode" else decode_files)(coder, job)

@@ -30,24 +30,34 @@ from .pictures import read_pixels
 from .results import Results
 
 MODEL_QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
-Run = dict[str, Any]  # what a coding process needs to know of the codec: kind, name, device
+Run = dict[str, Any]  # what a coding process needs to know of the codec: kind, name, device, effort
 
 
-def model_codec(model: str, *, device: str = "cpu", name: str | None = None) -> tuple[dict[str, Any], Run]:
-    """A model's entry in a results file, and how to run it. Raises WeightsError when it is not here."""
+def model_codec(
+    model: str, *, device: str = "cpu", name: str | None = None, effort: int | None = None
+) -> tuple[dict[str, Any], Run]:
+    """A model's entry in a results file, and how to run it. Raises WeightsError when it is not here, and ValueError for an
+    `effort` that it does not take.
+    """
+    from .refine import passes_of
     from .weights import load_model
 
     network = load_model(model, device=device)
-    name = name or network.config.name
+    name, passes = name or network.config.name, passes_of(network, effort)
     entry = {
         "name": name,
         "label": f"mlic {name} (measured)",
         "kind": "model",
-        "settings": {"model": network.config.name, "device": device, "variable_rate": network.config.variable_rate},
+        "settings": {
+            "model": network.config.name,
+            "device": device,
+            "variable_rate": network.config.variable_rate,
+            "effort": passes,
+        },
         "software": f"mlic {__version__} with torch {metadata.version('torch')}",
         "weights": network.digest.hex(),
     }
-    return entry, {"kind": "model", "name": str(model), "device": device}
+    return entry, {"kind": "model", "name": str(model), "device": device, "effort": passes}
 
 
 def peer_codec(peer: str) -> tuple[dict[str, Any], Run]:

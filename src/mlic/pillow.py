@@ -8,7 +8,7 @@
 ...     image.format, image.mode, image.size, image.info["quality"]
 ('MLIC', 'RGB', (40, 30), 70.0)
 
-Options of `save`: quality, model, exact and tile as for `encode_picture`; icc_profile, exif and xmp replace those of
+Options of `save`: quality, model, exact, effort and tile as for `encode_picture`; icc_profile, exif and xmp replace those of
 the image, None leaves them out; target_size (bytes), target_bpp or target_psnr (dB) in place of quality. Others are
 ignored, as Pillow does.
 """
@@ -138,7 +138,7 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     targets = {key: value for key, value in targets.items() if value is not None}
     if targets and options.get("quality") is not None:
         raise ValueError(f"give quality or target_{next(iter(targets))}, not both")
-    how = {"exact": options.get("exact", True), "tile": options.get("tile")}
+    how = {"exact": options.get("exact", True), "effort": options.get("effort"), "tile": options.get("tile")}
     model = options.get("model", "fast")
     try:
         network = load_model(model) if isinstance(model, str) else model

@@ -46,6 +46,7 @@ def encode_to_target(
     bpp: float | None = None,
     psnr: float | None = None,
     exact: bool = True,
+    effort: int | None = None,
     tile: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Controlled:
@@ -70,7 +71,8 @@ def encode_to_target(
 
     def measure(code: int) -> float:
         quality = 1 + 99 * code / top
-        coded = encode_picture(model, picture, quality, exact=exact, tile=tile, reconstruct=kind == "psnr", progress=progress)
+        how = {"exact": exact, "effort": effort, "tile": tile, "progress": progress}
+        coded = encode_picture(model, picture, quality, reconstruct=kind == "psnr", **how)
         if kind == "psnr":
             reached = _psnr(picture, coded.reconstruction)
         else:

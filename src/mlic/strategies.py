@@ -1,7 +1,7 @@
 """What the driver asks: given the mean and scale of a part of a slice, which values does it take?
 
-Four answers: noisy training estimate, rounded estimate, writing symbols, reading symbols. Each has the two methods
-`hyper(prior, level)` -> z_hat and `latent(i, part, mean, scale)` -> packed y_hat.
+Five answers: noisy training estimate, rounded estimate, the same as something to differentiate, writing symbols, reading
+symbols. Each has the two methods `hyper(prior, level)` -> z_hat and `latent(i, part, mean, scale)` -> packed y_hat.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkerboard import Step, pack
+from .checkerboard import Step, pack, unpack
 from .prior import FactorizedPrior, GaussianPrior
 
 if TYPE_CHECKING:  # training runs without the coder's package
@@ -73,6 +73,33 @@ class Estimate:
     @property
     def y_bits(self) -> Tensor:
         return torch.stack(self.slice_bits).sum(0)
+
+
+class Relaxed(Estimate):
+    """The rounded estimate, whose `y_bits` and y_hat can be differentiated by `values`: what y_hat is made of before the
+    latent residual predictions, in coding order, at the symbols that a file would hold.
+    """
+
+    def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior) -> None:
+        super().__init__(y, z, slices, gaussian, noisy=False)
+        self.values: list[Tensor] = []
+        self.parts: list[tuple[int, bool | Step]] = []
+
+    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            values = self.gaussian.quantise(pack(self.y[i], part) - mean, scale) + mean
+        values.requires_grad_()
+        self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(values - mean, scale))
+        self.values.append(values)
+        self.parts.append((i, part))
+        return values
+
+    def whole(self, packed: Sequence[Tensor]) -> Tensor:
+        """Tensors like `values` -> one like y, (B, M, H, W)."""
+        slices: list[Tensor | int] = [0] * len(self.y)
+        for (i, part), tensor in zip(self.parts, packed):
+            slices[i] = slices[i] + unpack(tensor, part)
+        return torch.cat(slices, 1)
 
 
 def _bits(likelihood: Tensor) -> Tensor:

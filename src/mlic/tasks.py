@@ -46,6 +46,7 @@ class Encode:
     quality: float | None = None
     target: tuple[str, float] | None = None
     exact: bool = True
+    effort: int | None = None
     strip: bool = False
     tile: int | None = None
 
@@ -56,7 +57,7 @@ class Encode:
     def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded:
         network = self.load()
         picture = read_picture(io.BytesIO(data), strip=self.strip)
-        settings = {"exact": self.exact, "tile": self.tile, "progress": progress}
+        settings = {"exact": self.exact, "effort": self.effort, "tile": self.tile, "progress": progress}
         pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
         if self.target is None:
             return Coded(codec.encode_picture(network, picture, self.quality, **settings).data, pixels, picture.notes)

@@ -16,6 +16,7 @@ from .decoding import arithmetic, check_plausible, check_quality, decode_file, l
 from .errors import MlicError, PictureError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture
+from .refine import choose_latents, passes_of
 from .saving import grey_of
 from .strategies import Read, Write
 from .tiles import Box, default_side
@@ -23,11 +24,16 @@ from .weights import load_model
 
 
 def encode_tensor(
-    x: Tensor, quality: float | None = None, model: str | CompressionModel = "fast", *, exact: bool = True
+    x: Tensor,
+    quality: float | None = None,
+    model: str | CompressionModel = "fast",
+    *,
+    exact: bool = True,
+    effort: int | None = None,
 ) -> bytes:
     """Encode a picture (3, H, W) or, grey, (1, H, W): uint8, or float in 0..1, which is taken at 16 bits.
 
-    The file is marked as one of 8 bits. Raises PictureError with the remedy for other tensors.
+    The file is marked as one of 8 bits. `effort`: as for `mlic.encode`. Raises PictureError with the remedy for other tensors.
 
     >>> data = encode_tensor(torch.rand(3, 20, 30), quality=30)
     >>> decode_batch([data]).shape
@@ -41,13 +47,19 @@ def encode_tensor(
     pixels = _to_integers(x).permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
     if x.dtype != torch.uint8:
         pixels = pixels.astype(np.uint16)
-    data = encode_picture(network, Picture(np.ascontiguousarray(pixels), x.shape[0] == 1), quality, exact=exact).data
+    picture = Picture(np.ascontiguousarray(pixels), x.shape[0] == 1)
+    data = encode_picture(network, picture, quality, exact=exact, effort=effort).data
     return dataclasses.replace(MlicFile.from_bytes(data), depth=8).to_bytes()
 
 
 @torch.inference_mode()
 def encode_batch(
-    x: Tensor, quality: float | None = None, model: str | CompressionModel = "fast", *, exact: bool = True
+    x: Tensor,
+    quality: float | None = None,
+    model: str | CompressionModel = "fast",
+    *,
+    exact: bool = True,
+    effort: int | None = None,
 ) -> list[bytes]:
     """Encode pictures of one size, (B, 3, H, W) or, grey, (B, 1, H, W): uint8, or float in 0..1, taken at 16 bits.
 
@@ -66,15 +78,19 @@ def encode_batch(
     _check_tensor(x, "B 3 H W")
     height, width = x.shape[2:]
     if default_side(height, width):
-        return [encode_tensor(one, quality, network, exact=exact) for one in x]
+        return [encode_tensor(one, quality, network, exact=exact, effort=effort) for one in x]
     code = quality_code(network, quality)
     level, coding = level_tensor(network, code), arithmetic(network, exact)
     peak = 255 if x.dtype == torch.uint8 else 65535
     values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1) / peak
-    padded = pad_to(network, values, Box(0, 0, height, width).aligned(STRIDE).size)
+    whole, passes = Box(0, 0, height, width), passes_of(network, effort)
+    box = whole.aligned(STRIDE)
     # one by one: in a batch, floating point may come out otherwise, and with it a symbol
-    y = torch.cat([network.analyse(one, level) for one in padded.split(1)])
-    z = torch.cat([network.h_a(one) for one in y.split(1)])
+    latents = [
+        choose_latents(network, one, level, passes, part=box, seen=box, whole=whole)
+        for one in pad_to(network, values, box.size).split(1)
+    ]
+    y, z = (torch.cat(some) for some in zip(*latents))
     check_finite(y, z)
     encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
     coding.code(Write(y, z, network.config.slices, network.gaussian, encoders), level)

@@ -117,7 +117,8 @@ def _load_cached(name_or_path: str, device: str) -> CompressionModel:
     if not path.exists() and path.suffix != ".safetensors":
         raise WeightsError(f"no model called {name_or_path!r}; there are {', '.join(CONFIGS)}, or give a weights file")
     packaged = path.parent == PACKAGED
-    return load_weights(path, sha256=SHA256.get(path.name) if packaged else None).to(device)
+    with torch.inference_mode(False):  # the encoder differentiates
+        return load_weights(path, sha256=SHA256.get(path.name) if packaged else None).to(device)
 
 
 def find_weights(name: str) -> Path | None:

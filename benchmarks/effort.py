@@ -1,0 +1,63 @@
+"""What `--effort` brings and costs: BD-rate against effort 0 and seconds to encode, real files.
+
+    python benchmarks/effort.py fast PICTURES -j 2
+
+Of the middle of each picture, at six qualities; both by the pictures' means.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from mlic.bdrate import compare_curves
+from mlic.codec import encode_picture
+from mlic.evaluate import find_pictures
+from mlic.metrics import psnr
+from mlic.pictures import Picture, read_pixels
+from mlic.weights import load_model
+
+QUALITIES = (20, 35, 50, 65, 80, 95)
+
+
+def middle(pixels: np.ndarray, size: int) -> Picture:
+    top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
+    return Picture(np.ascontiguousarray(pixels[top : top + size, left : left + size]))
+
+
+@click.command()
+@click.argument("weights")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--size", default=256, show_default=True, help="Pixels a side of the middles.")
+@click.option("--every", default=1, show_default=True, help="Take each so-manieth picture.")
+@click.option("--effort", "efforts", multiple=True, type=int, default=(1, 2, 3, 5, 8), show_default=True)
+@click.option("-j", "--threads", default=2, show_default=True)
+def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, ...], threads: int) -> None:
+    torch.set_num_threads(threads)
+    model = load_model(weights)
+    pictures = [middle(read_pixels(path).pixels, size) for path in find_pictures([folder])[0][::every]]
+    encode_picture(model, pictures[0])  # what is done once only is not counted
+
+    def curve(effort: int) -> tuple[list[tuple[float, float]], float]:
+        points, started = [], time.perf_counter()
+        for quality in QUALITIES:
+            coded = [encode_picture(model, picture, quality, effort=effort, reconstruct=True) for picture in pictures]
+            bpp = np.mean([8 * len(c.data) / p.pixels[..., 0].size for c, p in zip(coded, pictures)])
+            points.append((float(bpp), float(np.mean([psnr(p.pixels, c.reconstruction) for c, p in zip(coded, pictures)]))))
+        return points, (time.perf_counter() - started) / len(QUALITIES) / len(pictures)
+
+    none, seconds = curve(0)
+    pixels = sum(picture.pixels[..., 0].size for picture in pictures) / len(pictures)
+    print("| effort | BD-rate | seconds a megapixel |\n| ---: | ---: | ---: |")
+    print(f"| 0 | +0.00% | {seconds * 1e6 / pixels:.1f} |", flush=True)
+    for effort in efforts:
+        points, seconds = curve(effort)
+        print(f"| {effort} | {compare_curves(none, points).rate_cubic:+.2f}% | {seconds * 1e6 / pixels:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The encoder's search: where the latent of one picture should lie, given what the decoder makes of it.
+
+g_a gives latents that are good for pictures in general. For the picture at hand the decoder can be asked: how the error of
+the decoded picture and the bits move with each value of y_hat. A few steps along these gradients make files smaller; the
+decoder knows nothing of them. After Campos et al. (CVPR Workshops 2019) and Yang et al. (NeurIPS 2020), who optimise
+latents for hundreds of steps of an optimiser that knows no scale; here a step's length is known, see `CURVATURE`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .model import CompressionModel, level_lambda
+from .strategies import Relaxed
+from .tiles import LATENT, Box
+
+EFFORT = 3  # passes, if nothing else is said
+MAX_EFFORT = 20
+# Of lambda times the squared error of the picture, in bits, by a value of y. The gains make a step of one right for the
+# level, so it is the same at all of them: 12 / ln 2 = 17.3 by high-rate theory, 18 to 20 with the packaged weights.
+CURVATURE = 19.0
+FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
+RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
+
+
+def passes_of(model: CompressionModel, effort: int | None) -> int:
+    """The number of passes; None: the default. Raises ValueError unless it is 0..20, and for a model with one rate, whose
+    lambda nobody knows, unless it is 0.
+    """
+    if effort is None:
+        return EFFORT if model.config.variable_rate else 0
+    if not (isinstance(effort, int) and 0 <= effort <= MAX_EFFORT):
+        raise ValueError(f"effort must be a whole number from 0 to {MAX_EFFORT}, not {effort!r}")
+    if effort and not model.config.variable_rate:
+        raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
+    return effort
+
+
+def choose_latents(
+    model: CompressionModel, x: Tensor, level: Tensor | None, passes: int, *, part: Box, seen: Box, whole: Box
+) -> tuple[Tensor, Tensor]:
+    """What a file should hold of one part of a picture: y (1, M, h/16, w/16), before it is rounded, and z.
+
+    `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64 where
+    there are passes. The search is for all of it, as if it were coded together. `whole` is the picture without padding;
+    errors beyond it do not count.
+    """
+    y = model.analyse(x, level)
+    place = (..., *part.within(seen, LATENT))
+    z = model.h_a(y[place])
+    if passes:
+        inside = (..., *seen.cut(whole).within(seen))
+        with torch.inference_mode(False), torch.enable_grad():
+            y = _search(model, x.clone(), y.clone(), level.clone(), passes, inside)
+    return y[place], z
+
+
+def _search(model: CompressionModel, x: Tensor, y: Tensor, level: Tensor, passes: int, inside: tuple) -> Tensor:
+    """A better y for x; `inside` are the pixels of x that count."""
+    z = model.h_a(y).detach()
+    bits_per_error = level_lambda(model.config, level) * 255**2 / 3
+    best = target = y
+    lowest, length = float("inf"), FIRST_STEP
+    for left in range(passes, 0, -1):
+        relaxed = Relaxed(y, z, model.config.slices, model.gaussian)
+        x_hat = model.synthesise(model.code(relaxed, level), level)
+        error = bits_per_error * (x_hat - x)[inside].square().sum()
+        slopes = torch.autograd.grad(error + RATE_WEIGHT * relaxed.y_bits, relaxed.values)
+        cost = (error + relaxed.y_bits).item()
+        if cost < lowest:
+            lowest, best = cost, y
+            target = relaxed.whole(relaxed.values).detach() - relaxed.whole(slopes) / CURVATURE
+        elif left == 1:
+            return best
+        else:  # the step was too long: half of it, from where it began
+            length /= 2
+        y = best + length * left / passes * (target - best)
+    return y

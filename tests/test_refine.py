@@ -1,0 +1,181 @@
+"""The encoder's search: it makes files better, never worse, and stays out of what it has no say in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mlic
+from mlic import refine
+from mlic.cli import main
+from mlic.codec import decode_picture, encode_picture, level_tensor, quality_code
+from mlic.container import MlicFile
+from mlic.model import level_lambda
+from mlic.pictures import Picture
+from mlic.refine import choose_latents, passes_of
+from mlic.strategies import Estimate, Relaxed
+from mlic.tiles import Box
+from mlic.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("fast")
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def cost(model, encoded, pixels: np.ndarray, quality: float) -> float:
+    """Bits of the file plus lambda times 255^2 MSE times pixels, with the lambda of the quality."""
+    lmbda = level_lambda(model.config, level_tensor(model, quality_code(model, quality))).item()
+    error = np.mean(np.square(encoded.reconstruction.astype(float) - pixels))
+    return 8 * len(encoded.data) + lmbda * error * pixels[..., 0].size
+
+
+@pytest.mark.parametrize("quality", [30, 60, 90])
+def test_effort_lowers_the_cost_of_files(model, photo, quality):
+    picture = Picture(photo)
+    costs = [cost(model, encode_picture(model, picture, quality, effort=e, reconstruct=True), photo, quality) for e in (0, 4)]
+    assert costs[1] < 0.992 * costs[0]
+
+
+def test_tiles_gain_as_well_and_decode(model, photo):
+    wide = np.concatenate([photo, photo[:, ::-1]], 1)  # 192x80: tiles of 64 with neighbours on all sides but one
+    costs = []
+    for effort in (0, 3):
+        encoded = encode_picture(model, Picture(wide), 60, effort=effort, tile=64, reconstruct=True)
+        file = MlicFile.from_bytes(encoded.data)
+        assert len(file.tiles) == 6
+        assert np.array_equal(decode_picture(model, file), encoded.reconstruction)
+        costs.append(cost(model, encoded, wide, 60))
+    assert costs[1] < 0.985 * costs[0]
+
+
+class Blind:
+    """A model whose g_a gives the same latent whatever it is shown."""
+
+    def __init__(self, model, y: torch.Tensor) -> None:
+        self.config, self.gaussian, self.h_a, self.y = model.config, model.gaussian, model.h_a, y
+        self.code, self.synthesise = model.code, model.synthesise
+
+    def analyse(self, _x, _level):
+        return self.y
+
+
+def test_the_part_beside_a_tile_counts(model, photo):
+    """An error just beyond the tile's edge changes what is chosen for the tile; one far beyond changes next to nothing."""
+    x, level = as_tensor(photo[:64, :64].repeat(4, 1)), torch.tensor([40.0])  # 64x256
+    seen, part = Box(0, 0, 64, 256), Box(0, 0, 64, 64)
+    blind, chosen = Blind(model, model.analyse(x, level)), []
+    for column in (None, 64, 200):
+        other = x.clone()
+        if column:
+            other[..., column : column + 8] += 0.2
+        chosen.append(choose_latents(blind, other, level, 2, part=part, seen=seen, whole=seen)[0])
+    assert chosen[0].shape[3] == 4
+    assert (chosen[0] - chosen[1]).abs().max() > 0.01
+    assert (chosen[0] - chosen[2]).abs().max() < 0.01
+
+
+def test_errors_beyond_the_picture_do_not_count(model, photo):
+    x, level, seen = as_tensor(photo[:64, :64]), torch.tensor([40.0]), Box(0, 0, 64, 64)
+    other = x.clone()
+    other[:, :, 40:] = 0
+    blind = Blind(model, model.analyse(x, level))
+
+    def chosen(x, whole):
+        return choose_latents(blind, x, level, 2, part=seen, seen=seen, whole=whole)[0]
+
+    assert torch.equal(chosen(x, Box(0, 0, 40, 64)), chosen(other, Box(0, 0, 40, 64)))
+    assert not torch.equal(chosen(x, seen), chosen(other, seen))
+
+
+def test_a_step_that_does_not_help_is_taken_back(model, photo, monkeypatch):
+    plain = encode_picture(model, Picture(photo), 60, effort=0).data
+    monkeypatch.setattr(refine, "FIRST_STEP", 40.0)
+    assert encode_picture(model, Picture(photo), 60, effort=5).data == plain
+
+
+def test_what_is_differentiated_is_the_estimate(small_models):
+    """Bits, y_hat and symbols are those of the rounded estimate; `whole` puts the values where y_hat has them."""
+    model = small_models["fast"]
+    level, x = torch.tensor([2.0]), torch.rand(1, 3, 128, 192)
+    y = model.analyse(x, level)
+    z = model.h_a(y)
+    plain, relaxed = Estimate(y, z, model.config.slices, model.gaussian, noisy=False), None
+    with torch.no_grad():
+        y_hat = model.code(plain, level)
+    with torch.enable_grad():
+        relaxed = Relaxed(y, z, model.config.slices, model.gaussian)
+        same = model.code(relaxed, level)
+        slopes = torch.autograd.grad(same.sum() + relaxed.y_bits.sum(), relaxed.values)
+    assert torch.allclose(y_hat, same, atol=1e-5) and torch.allclose(plain.y_bits, relaxed.y_bits, rtol=1e-5)
+    assert len(relaxed.values) == model.config.symbol_batches - 1
+    values = relaxed.whole(relaxed.values).detach()
+    assert values.shape == y.shape and (values - same).abs().max() <= 0.5 + 1e-5  # an LRP adds half at most
+    assert (relaxed.whole(slopes) != 0).float().mean() > 0.9
+
+
+def test_the_slope_of_the_bits_is_that_of_a_difference(small_models):
+    model = small_models["fast"]
+    torch.manual_seed(0)
+    level, x = torch.tensor([2.0]), torch.rand(1, 3, 128, 128)
+    y = model.analyse(x, level)
+    z, way = model.h_a(y), torch.randn_like(y)
+
+    class Unrounded:
+        likelihood = staticmethod(model.gaussian.likelihood)
+
+        def quantise(self, residual, _scale):
+            return residual
+
+    def bits(values: torch.Tensor) -> Relaxed:
+        with torch.enable_grad():
+            relaxed = Relaxed(values, z, model.config.slices, Unrounded())
+            model.code(relaxed, level)
+        return relaxed
+
+    at = bits(y)
+    slope = (at.whole(torch.autograd.grad(at.y_bits.sum(), at.values)) * way).sum().item()
+    step = 0.003
+    difference = (bits(y + step * way).y_bits - bits(y - step * way).y_bits).item() / (2 * step)
+    assert slope == pytest.approx(difference, rel=0.05)
+
+
+def test_efforts_that_cannot_be(model, small_models, photo):
+    assert passes_of(model, None) == refine.EFFORT and passes_of(small_models["mlic"], None) == 0
+    assert passes_of(small_models["mlic"], 0) == 0
+    for effort in (-1, 21, 1.5, "3"):
+        with pytest.raises(ValueError, match="effort must be a whole number from 0 to 20"):
+            mlic.encode(photo, effort=effort)
+    with pytest.raises(ValueError, match="has one rate: effort cannot be chosen"):
+        encode_picture(small_models["mlic"], Picture(photo), effort=2)
+
+
+def test_inside_inference_mode(photo):
+    """Weights that are first loaded there can be differentiated all the same."""
+    from mlic.weights import _load_cached
+
+    _load_cached.cache_clear()
+    with torch.inference_mode():
+        inside = mlic.encode(photo, 60)
+    assert inside == mlic.encode(photo, 60) != mlic.encode(photo, 60, effort=0)
+
+
+def test_command_line(tmp_path, photo):
+    from PIL import Image
+
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    sizes = []
+    for effort in ("0", "3"):
+        done = CliRunner().invoke(
+            main, ["encode", str(tmp_path / "a.png"), "-o", str(tmp_path / f"{effort}.mlic"), "--effort", effort]
+        )
+        assert done.exit_code == 0, done.output
+        sizes.append((tmp_path / f"{effort}.mlic").read_bytes())
+    assert sizes[0] == mlic.encode(photo, effort=0) and sizes[1] == mlic.encode(photo) != sizes[0]
+    assert CliRunner().invoke(main, ["encode", str(tmp_path / "a.png"), "--effort", "21"]).exit_code == 2
