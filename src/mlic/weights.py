@@ -25,7 +25,7 @@ from .tables import CodingTables, make_tables
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "3eb22b60c1693154bde7d662ffa024f9350a62193b1d254955a0ffb248ff9701",
+    "fast.safetensors": "d74b56364052d825dace583e207d11021f486a31f4530b2a7d06d146a46a31fb",
 }
 
 
