@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import SAMPLE
+from PIL import Image
 
 import mlic
 from mlic import refine
@@ -43,16 +45,17 @@ def test_effort_lowers_the_cost_of_files(model, photo, quality):
     assert costs[1] < 0.992 * costs[0]
 
 
-def test_tiles_gain_as_well_and_decode(model, photo):
-    wide = np.concatenate([photo, photo[:, ::-1]], 1)  # 192x80: tiles of 64 with neighbours on all sides but one
+def test_tiles_gain_as_well_and_decode(model):
+    with Image.open(SAMPLE) as image:
+        scene = np.array(image.convert("RGB").crop((150, 100, 480, 340)))  # 2 x 3 tiles, the last ones cut
     costs = []
     for effort in (0, 3):
-        encoded = encode_picture(model, Picture(wide), 60, effort=effort, tile=64, reconstruct=True)
+        encoded = encode_picture(model, Picture(scene), 60, effort=effort, tile=128, reconstruct=True)
         file = MlicFile.from_bytes(encoded.data)
         assert len(file.tiles) == 6
         assert np.array_equal(decode_picture(model, file), encoded.reconstruction)
-        costs.append(cost(model, encoded, wide, 60))
-    assert costs[1] < 0.985 * costs[0]
+        costs.append(cost(model, encoded, scene, 60))
+    assert costs[1] < 0.98 * costs[0]
 
 
 class Blind:
@@ -167,8 +170,6 @@ def test_inside_inference_mode(photo):
 
 
 def test_command_line(tmp_path, photo):
-    from PIL import Image
-
     Image.fromarray(photo).save(tmp_path / "a.png")
     sizes = []
     for effort in ("0", "3"):

@@ -54,7 +54,7 @@ def encode_to_target(
 
     A size or rate comes out at most 2% below the target and not above it, or, where that takes too many passes, at most
     2% above; a PSNR (RGB, of what the decoder gives; with alpha, of the pixels that show) within 0.1 dB. A target out
-    of reach gives the closest file, and a note. `progress` starts anew with each pass.
+    of reach gives the closest file, and a note. `effort` is spent at each pass, and `progress` starts anew with each pass.
     ValueError for a model with one rate, and unless exactly one target is given.
     """
     given = {name: value for name, value in (("size", size), ("bpp", bpp), ("psnr", psnr)) if value is not None}
