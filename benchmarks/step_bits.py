@@ -33,11 +33,11 @@ class ByPart(Estimate):
         self.sums = sums
 
     def latent(self, i: int, part, mean: Tensor, scale: Tensor) -> Tensor:
-        before = self.slice_bits[i].sum().item()
         values = super().latent(i, part, mean, scale)
         if i == 0:
             bits, positions = self.sums.get(part, (0, 0))
-            self.sums[part] = (bits + self.slice_bits[i].sum().item() - before, positions + mean[:, 0].numel())
+            bits += self.gaussian.bits(*self.said[-1][1]).sum().item()
+            self.sums[part] = bits, positions + mean[:, 0].numel()
         return values
 
 

@@ -48,3 +48,25 @@ def test_symbols_keep_shape_and_type(dtype):
     assert symbols.shape == residuals.shape and symbols.dtype == dtype
     assert torch.equal(symbols, symbols.round())
     assert not GaussianPrior("log", 25.0).quantise(residuals * 0, residuals).any()
+
+
+@pytest.mark.parametrize("form", ["linear", "log"])
+def test_slopes_of_the_bits_are_those_of_the_likelihood(form):
+    """By hand they must be what autograd finds: of the symbols for the scale, at another place for the residual."""
+    torch.manual_seed(0)
+    prior = GaussianPrior(form)
+    symbols, at = (torch.randn(2, 500) * 3).round(), torch.randn(2, 500) * 3
+    scale = torch.empty(2, 500).uniform_(0.05, 6)  # some below the least
+    scale = scale.log() if form == "log" else scale
+    wanted, got = [], []
+    for slopes, of in ((wanted, lambda x, s, _: -prior.likelihood(x, s).log2()), (got, prior.bits)):
+        place, raw = at.clone().requires_grad_(), scale.clone().requires_grad_()
+        bits = of(symbols, raw, place)
+        (by_scale,) = torch.autograd.grad(bits.sum(), raw)
+        there = of(place, scale, place)
+        (by_place,) = torch.autograd.grad(there.sum(), place)
+        slopes += [bits.detach(), by_scale, by_place]
+    for a, b in zip(got, wanted):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
+    (elsewhere,) = torch.autograd.grad(prior.bits(symbols, scale, place).sum(), place)
+    torch.testing.assert_close(elsewhere, wanted[2], rtol=2e-3, atol=1e-4)

@@ -73,33 +73,36 @@ class MultiReferenceEntropyModel(nn.Module):
         order, with packed tensors, (B, C_i, H, W/2) for a half, and returns the quantised values there. With
         `strategy.keep`, only so many slices are walked and the others are zeros.
         """
-        hyper_means = phi_h.chunk(2, 1)[1]
-        hyper = {anchor: pack(phi_h, anchor) for anchor in (ANCHOR, NON_ANCHOR)}
+        kind = phi_h.dtype  # of what nets are given: in training bfloat16, which the latent itself must not be
+        known = phi_h.chunk(2, 1)[1]  # what LRPs see: hyper means and finished slices
+        previous = last = None  # finished slices, and the last of them
         done: list[Tensor] = []
         for i, nets in enumerate(list(self.slices)[: strategy.keep]):
-            shared = []
-            if done:
-                previous = torch.cat(done, 1)
-                shared = [nets.channel(previous)]
+            shared = [phi_h]
+            if previous is not None:
+                shared.insert(0, nets.channel(previous))
                 if nets.inter is not None:
                     shared.insert(0, nets.inter(previous))
             current: Tensor | int = 0  # this slice so far, zeros where nothing is decoded yet
             for anchor in (ANCHOR, NON_ANCHOR):
                 contexts = shared
                 if not anchor:
-                    own = [nets.local(current)] + ([] if nets.intra is None else [nets.intra(done[-1], current)])
+                    anchors = current.to(kind)
+                    own = [nets.local(anchors)] + ([] if nets.intra is None else [nets.intra(last, anchors)])
                     contexts = own + shared
                 parameters = nets.parameters_anchor if anchor else nets.parameters_non_anchor
-                halves = [pack(c, anchor) for c in contexts] + [hyper[anchor]]
-                said = parameters(torch.cat(halves, 1))
+                said = parameters(pack(torch.cat(contexts, 1), anchor))
                 if anchor and nets.steps is not None:
                     quantised = self._walk_anchors(i, said, strategy)
                 else:
                     quantised = current + self._values(i, anchor, said, strategy)
                 lrp = nets.lrp_anchor if anchor else nets.lrp_non_anchor
-                residual = pack(lrp(torch.cat([hyper_means, *done, quantised], 1)), anchor)
+                residual = pack(lrp(torch.cat([known, quantised.to(kind)], 1)), anchor)
                 current = quantised + unpack(self.lrp_activation(residual), anchor)
             done.append(current)
+            last = current.to(kind)
+            known = torch.cat([known, last], 1)
+            previous = last if previous is None else torch.cat([previous, last], 1)
         y_hat = torch.cat(done, 1)
         return F.pad(y_hat, (0, 0) * 2 + (0, self.channels - y_hat.shape[1])) if strategy.keep else y_hat
 
@@ -114,6 +117,6 @@ class MultiReferenceEntropyModel(nn.Module):
         for step in Step:
             said = pack(parameters, step)
             if step is not FIRST:
-                said = self.settle(said + self.slices[i].steps(step, parameters, values))
+                said = self.settle(said + self.slices[i].steps(step, parameters, values.to(parameters.dtype)))
             values = values + self._values(i, step, said, strategy)
         return values

@@ -90,7 +90,8 @@ class CompressionModel(nn.Module):
         """Let a strategy take z and y through the priors -> y_hat (B, M, H/16, W/16)."""
         phi_h = self.h_s(strategy.hyper(self.prior, level))
         if self.gains is not None:
-            phi_h = self.entropy_model.settle(phi_h + self.gains.phi_h(level)[:, :, None, None])
+            offset = self.gains.phi_h(level)[:, :, None, None]
+            phi_h = self.entropy_model.settle(phi_h + offset.to(phi_h.dtype))
         return self.entropy_model.walk(phi_h, strategy)
 
     def synthesise(self, y_hat: Tensor, level: Tensor | None = None) -> Tensor:

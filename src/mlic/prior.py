@@ -42,11 +42,10 @@ class LevelTable(nn.Module):
         return torch.cos(math.pi * k * level[:, None] / max(1, len(self.rows) - 1))
 
     def forward(self, level: Tensor) -> Tensor:
-        below = level.floor().long().clamp(0, len(self.rows) - 1)
-        above = (below + 1).clamp_max(len(self.rows) - 1)
-        between = torch.lerp(self.rows[below], self.rows[above], (level - below).to(self.rows.dtype)[:, None])
+        row = torch.arange(len(self.rows), device=level.device)
+        near = (1 - (level.clamp(0, len(self.rows) - 1)[:, None] - row).abs()).clamp_min(0).to(self.rows.dtype)
         with float32_region(level):
-            return between + self._basis(level) @ self.smooth
+            return near @ self.rows + self._basis(level) @ self.smooth
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -83,23 +82,57 @@ class GaussianPrior(nn.Module):
         nearest = residual.round()
         if self.error_bits is None:
             return nearest
-        high = nearest.abs()
-        saved = (self.likelihood((high - 1).clamp_min(0), scale) / self.likelihood(high, scale)).log2()
+        high, inverse = nearest.abs(), 2**-0.5 / self.sigma(scale)
+        below, middle, above = (torch.erfc((high + edge) * inverse) for edge in (-1.5, -0.5, 0.5))  # twice the mass beyond
+        saved = ((below - middle) / (middle - above).clamp_min(2 * LIKELIHOOD_MIN)).log2()
         added = 2 * (residual.abs() - high) + 1  # (|r| - high + 1)^2 - (|r| - high)^2
         return nearest - nearest.sign() * (saved > self.error_bits * added)
 
+    def sigma(self, scale: Tensor) -> Tensor:
+        """The standard deviation a raw scale stands for, float32."""
+        scale = scale.float()
+        if self.form == "log":
+            return (-lower_bound(-lower_bound(scale, math.log(SCALE_MIN)), -math.log(SCALE_MAX))).exp()
+        return lower_bound(scale, SCALE_MIN)
+
     def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """P(bin of width 1 around `residual`), computed in float32."""
-        residual, scale = residual.float().abs(), scale.float()
-        if self.form == "log":
-            low, high = math.log(SCALE_MIN), math.log(SCALE_MAX)
-            sigma = -lower_bound(-lower_bound(scale, low), -high)
-            sigma = sigma.exp()
-        else:
-            sigma = lower_bound(scale, SCALE_MIN)
+        residual, sigma = residual.float().abs(), self.sigma(scale)
         upper = 0.5 * torch.erfc(-(0.5 - residual) / sigma * 2**-0.5)
         lower = 0.5 * torch.erfc(-(-0.5 - residual) / sigma * 2**-0.5)
         return lower_bound(upper - lower, LIKELIHOOD_MIN)
+
+    def bits(self, symbols: Tensor, scale: Tensor, at: Tensor) -> Tensor:
+        """-log2 of the likelihood of `symbols`, elementwise. Its gradient for `scale` is that of these, its gradient for
+        `at` that of the likelihood at `at`; `symbols` get none.
+        """
+        return _Bits.apply(symbols.float(), self.sigma(scale), at.float())
+
+
+def _mass_and_slopes(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a Gaussian's mass in the bin around x, at least LIKELIHOOD_MIN: itself, its slopes by x and by log sigma."""
+    size = x.abs()
+    upper, lower = (0.5 - size) / sigma, (-0.5 - size) / sigma
+    mass = 0.5 * (torch.erfc(upper * -(2**-0.5)) - torch.erfc(lower * -(2**-0.5)))
+    high, low = (torch.exp(-0.5 * edge * edge) * (2 * math.pi) ** -0.5 for edge in (upper, lower))
+    return mass.clamp_min(LIKELIHOOD_MIN), (low - high) / sigma * x.sign(), lower * low - upper * high
+
+
+class _Bits(torch.autograd.Function):
+    """Written out, because autograd's many small operations took longer than the networks."""
+
+    @staticmethod
+    def forward(ctx, symbols: Tensor, sigma: Tensor, at: Tensor) -> Tensor:
+        mass, _, by_sigma = _mass_and_slopes(symbols, sigma)
+        if any(ctx.needs_input_grad):
+            mass_there, by_x, _ = _mass_and_slopes(at, sigma)
+            ctx.save_for_backward(by_sigma / (mass * sigma * -math.log(2)), by_x / (mass_there * -math.log(2)))
+        return -mass.log2()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        by_sigma, by_x = ctx.saved_tensors
+        return None, grad * by_sigma, grad * by_x
 
 
 class FactorizedPrior(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checkerboard import Step, pack, unpack
+from .config import ANCHOR, NON_ANCHOR
 from .prior import FactorizedPrior, GaussianPrior
 
 if TYPE_CHECKING:  # training runs without the coder's package
@@ -46,33 +47,51 @@ class Estimate:
     keep = None
 
     def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, *, noisy: bool) -> None:
-        self.y, self.z = y.float().split(slices, 1), z.float()  # out of autocast's bfloat16
+        y = y.float()  # out of autocast's bfloat16
+        self.y, self.z = y.split(slices, 1), z.float()
+        self.halves = {part: pack(y, part).split(slices, 1) for part in (ANCHOR, NON_ANCHOR)}
         self.gaussian, self.noisy = gaussian, noisy
-        self.slice_bits: list[Tensor] = [torch.zeros(())] * len(slices)
+        self.said: list[tuple[int, tuple[Tensor, Tensor, Tensor]]] = []  # slice, and what `GaussianPrior.bits` takes
         self.z_bits = torch.zeros(())
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         median = prior.median[None, :, None, None]
         z_hat = (round_through(self.z - median) + median).to(median.dtype)
         at = self.z + torch.rand_like(self.z) - 0.5 if self.noisy else z_hat
-        self.z_bits = _bits(prior.likelihood(at, level))
+        self.z_bits = -prior.likelihood(at, level).log2().flatten(1).sum(1)
         return z_hat
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
-        residual = pack(self.y[i], part) - mean
+        residual = (pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]) - mean
         with torch.no_grad():
             symbols = self.gaussian.quantise(residual, scale)
-        self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(symbols, scale))
+        self.said.append((i, (symbols, scale, residual)))
         if self.noisy:
-            noisy = _bits(self.gaussian.likelihood(residual + torch.rand_like(residual) - 0.5, scale.detach()))
-            self.slice_bits[i] = self.slice_bits[i] + noisy - noisy.detach()  # a gradient alone
             symbols = residual + (symbols - residual).detach()
         return symbols + mean if kind == torch.bfloat16 else (symbols + mean).to(kind)
 
+    def _all_said(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Symbols, scales and residuals so far in coding order, each (B, number of symbols): all at once, for speed."""
+        symbols, scale, at = zip(*(three for _, three in self.said))
+        return tuple(torch.cat([x.flatten(1) for x in same], 1) for same in (symbols, scale, at))
+
+    def _bits(self) -> Tensor:
+        """Of each symbol."""
+        symbols, scale, at = self._all_said()
+        return self.gaussian.bits(symbols, scale, at + torch.rand_like(at) - 0.5 if self.noisy else at)
+
     @property
     def y_bits(self) -> Tensor:
-        return torch.stack(self.slice_bits).sum(0)
+        return self._bits().sum(1)
+
+    @property
+    def slice_bits(self) -> list[Tensor]:
+        sums = [torch.zeros(())] * len(self.y)
+        parts = self._bits().split([three[0][0].numel() for _, three in self.said], 1)
+        for (i, _), bits in zip(self.said, parts):
+            sums[i] = sums[i] + bits.sum(1)
+        return sums
 
 
 class Relaxed(Estimate):
@@ -89,7 +108,7 @@ class Relaxed(Estimate):
         with torch.no_grad():
             values = self.gaussian.quantise(pack(self.y[i], part) - mean, scale) + mean
         values.requires_grad_()
-        self.slice_bits[i] = self.slice_bits[i] + _bits(self.gaussian.likelihood(values - mean, scale))
+        self.said.append((i, (values - mean, scale, values - mean)))
         self.values.append(values)
         self.parts.append((i, part))
         return values
@@ -100,10 +119,6 @@ class Relaxed(Estimate):
         for (i, part), tensor in zip(self.parts, packed):
             slices[i] = slices[i] + unpack(tensor, part)
         return torch.cat(slices, 1)
-
-
-def _bits(likelihood: Tensor) -> Tensor:
-    return -likelihood.log2().flatten(1).sum(1)
 
 
 class Write:
