@@ -4,16 +4,15 @@
     python benchmarks/compare_training.py --data PHOTOS --val OTHERS --seconds 150 --set ablation --threads 1
 
 Prints a table: steps, the loss on the validation pictures (mean over seven levels), the BD-rate against the first
-variant, negative where fewer bits do, and the share of silent units. Time is the device's; on a CPU, the process's own
-computing, so that other work on the machine counts little. Decoding, compiling and validation do not count. With
---steps instead of --seconds, runs see equally many pixels: for what a CPU is slow at, such as Muon.
+variant, negative where fewer bits do. Time is the device's; on a CPU, the process's own computing, so that other work on
+the machine counts little. Decoding, compiling and validation do not count. With --steps instead of --seconds, runs see
+equally many pixels: for what a CPU is slow at, such as Muon.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 import unittest.mock
 from pathlib import Path
@@ -23,16 +22,14 @@ import torch
 
 from mlic import learning, transforms
 from mlic.bdrate import compare_curves
-from mlic.checkerboard import pack
 from mlic.config import FAST, AttentionConfig
 from mlic.data import PictureBank
 from mlic.model import STRIDE, level_lambda
-from mlic.strategies import Estimate, round_through
+from mlic.strategies import Estimate
 from mlic.train import TrainConfig, Trainer, validate, validation_levels
-from mlic.validation import silent_units
 
 PIXEL_SCALE, FIRST_STEPS = transforms.PIXEL_SCALE, 5
-LEARNING = {name: getattr(learning, name) for name in ("INPUTS", "PARTS")}
+LEARNING = {"PARTS": learning.PARTS}
 
 
 def contexts(intra: AttentionConfig | None, inter: AttentionConfig | None):
@@ -51,44 +48,32 @@ def ablation() -> dict[str, dict]:
 
 
 class NoiseAlone(Estimate):
-    """In training, the rate is that of uniform noise for scales too, and values are rounded to the nearest."""
+    """In training, the rate is that of uniform noise for scales too."""
 
-    def latent(self, i: int, part, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        if not self.noisy:
-            return super().latent(i, part, mean, scale)
-        residual = pack(self.y[i], part) - mean.float()
-        bits = -self.gaussian.likelihood(residual + torch.rand_like(residual) - 0.5, scale).log2()
-        self.slice_bits[i] = self.slice_bits[i] + bits.flatten(1).sum(1)
-        return round_through(residual) + mean.float()
+    def _bits(self) -> torch.Tensor:
+        symbols, scale, at = self._all_said()
+        noisy = at + torch.rand_like(at) - 0.5
+        return self.gaussian.bits(noisy, scale, noisy) if self.noisy else self.gaussian.bits(symbols, scale, at)
 
 
-FORMER = {  # how the first packaged weights were trained
-    "lr": 4e-4,
-    "recycle_every": 0,
-    "INPUTS": math.inf,
-    "PARTS": (("g_a.", 1.0), ("g_s.", 1.0), ("", 2.0)),
-    "start": False,
-    "estimate": NoiseAlone,
-}
 SETS = {
     "learning": lambda: {
         "as it is": {},
         "the same, seed 1": {"seed": 1},
-        "as the first weights were trained": FORMER,
-        "rates not by number of inputs": {"INPUTS": math.inf},
         "prior and gains as the rest": {"PARTS": (("", 1.0),)},
-        "entropy model at twice the rate": {"PARTS": (("g_a.", 1.0), ("g_s.", 1.0), *((p, 2 * r) for p, r in learning.PARTS))},
         "torch's own start": {"start": False},
-        "silent units again every 50 steps": {"recycle_every": 50},
         "rate of noise alone": {"estimate": NoiseAlone},
         "anchors all at once": {"model": dataclasses.replace(FAST, step_hidden=0)},
+        "relu": {"model": dataclasses.replace(FAST, activation="relu")},
+        "gelu": {"model": dataclasses.replace(FAST, activation="gelu")},
     },
     "settings": lambda: {
         "as it is": {},
-        "half the learning rate": {"lr": 5e-4},
-        "twice the learning rate": {"lr": 2e-3},
-        "muon, matrices at 1 x": {"optimiser": "muon", "muon_lr": 1.0},
-        "muon, matrices at 5 x": {"optimiser": "muon", "muon_lr": 5.0},
+        "adam": {"optimiser": "adam"},
+        "adam at half the learning rate": {"optimiser": "adam", "lr": 5e-4},
+        "muon, matrices at 0.5 x": {"muon_lr": 0.5},
+        "muon, matrices at 2 x": {"muon_lr": 2.0},
+        "muon, matrices at 5 x": {"muon_lr": 5.0},
         "level weight 0.25": {"level_weight": 0.25},
         "level weight 0.75": {"level_weight": 0.75},
         "half the batch": {"batch": 0.5},
@@ -174,11 +159,12 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
     if unknown := set(only) - set(variants):
         raise click.UsageError(f"no variant called {', '.join(sorted(unknown))}; there are {', '.join(variants)}")
     largest = crop * int(max(v.get("last_crop", 1) for v in variants.values()))
-    bank = PictureBank(data, smallest=largest, device=device)
+    bank = PictureBank(data, smallest=crop, scales=TrainConfig.scales, device=device)
+    bank.count(largest)
     val_bank = PictureBank(val, smallest=STRIDE, device=device)
     first = None
-    print("| variant | steps | ms a step | validation loss | BD-rate | silent units of h_a, entropy model |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    print("| variant | steps | ms a step | validation loss | BD-rate |")
+    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     for name in only or variants:
         changes = dict(variants[name])
         beside = {key: changes.pop(key) for key in ("random_linear", *LEARNING) if key in changes}
@@ -203,13 +189,11 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
         first = first or points
         delta = compare_curves(first, points)
         bd = "-" if delta.rate_cubic is None else f"{delta.rate_cubic:+.1f}%"
-        silent = silent_units(trainer.average, val_bank)
-        shares = f"{silent['h_a']:.0%}, {silent['entropy_model']:.0%}"
-        print(f"| {name} | {trainer.steps} | {1000 * a_step:.1f} | {loss:.3f} | {bd} | {shares} |", flush=True)
+        print(f"| {name} | {trainer.steps} | {1000 * a_step:.1f} | {loss:.3f} | {bd} |", flush=True)
         if out:
             with open(out, "a") as file:
                 line = {"variant": name, "set": which, "batch": config.batch, "steps": trainer.steps, "a_step": a_step}
-                line |= {"loss": loss, "rows": rows, "silent": silent, "skipped": trainer.read_measures(1)["skipped"]}
+                line |= {"loss": loss, "rows": rows, "skipped": trainer.read_measures(1)["skipped"]}
                 json.dump(line, file)
                 file.write("\n")
         del trainer

@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py --data PHOTOS --batch 32 --crop 256 --device cuda
 
-The peak is measured here, on a large bfloat16 matrix product. A step is counted as three times the forward pass's
+The peak is measured here, on a large matrix product. A step is counted as three times the forward pass's
 multiply-accumulates (forward, and backward to activations and to weights).
 """
 
@@ -24,8 +24,10 @@ def synchronise(device: str) -> None:
 
 
 def matmul_peak(device: str, size: int) -> float:
-    """FLOP/s of a size x size x size bfloat16 product, best of five runs of ten."""
-    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    """FLOP/s of a size x size x size product, best of six runs of ten: bfloat16 on CUDA, float32 on CPUs, many of which
+    have no bfloat16 units.
+    """
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     best = 0.0
     for _ in range(6):
         synchronise(device)
@@ -42,18 +44,19 @@ def matmul_peak(device: str, size: int) -> float:
 @click.option("--model", default="fast", show_default=True)
 @click.option("--batch", "batches", multiple=True, default=(4,), show_default=True, help="May be repeated.")
 @click.option("--crop", default=256, show_default=True)
-@click.option("--optimiser", default="adam", show_default=True, type=click.Choice(["adam", "muon"]))
+@click.option("--optimiser", default="muon", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--steps", default=20, show_default=True, help="Timed steps, after six others.")
 @click.option("--compile", "compiled", is_flag=True)
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
+@click.option("--profile", is_flag=True, help="Also print the kernels that took longest, in steps without a graph.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--threads", type=int)
-def main(data, model, batches, crop, optimiser, steps, compiled, graph, device, threads) -> None:
+def main(data, model, batches, crop, optimiser, steps, compiled, graph, profile, device, threads) -> None:
     if threads:
         torch.set_num_threads(threads)
     peak = matmul_peak(device, 8192 if device == "cuda" else 2048)
     forward = 2 * 1000 * sum(kmac_per_pixel(model, (crop, crop)))  # FLOPs a pixel
-    print(f"bf16 matmul peak {peak / 1e12:.2f} TFLOP/s")
+    print(f"matmul peak {peak / 1e12:.2f} TFLOP/s")
     bank = PictureBank(data, smallest=crop, device=device)
     settings = {"model": model, "data": data, "out": "", "steps": 1, "lmbda": None if model == "fast" else 0.013}
     settings |= {"crop": crop, "optimiser": optimiser, "compiled": compiled, "graph": graph}
@@ -72,6 +75,19 @@ def main(data, model, batches, crop, optimiser, steps, compiled, graph, device, 
         print(f"{model} batch {batch} crop {crop} {optimiser}: {pixels / 1e6:.3f} Mpx/s, ", end="")
         print(f"{1000 * seconds:.1f} ms a step, ", end="")
         print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak{memory}; {trainer.read_measures(steps + 6)}")
+        if profile:
+            trainer.capture = False
+            kinds = [torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU]
+            with torch.profiler.profile(activities=kinds) as profiler:
+                for _ in range(3):
+                    trainer.step(0.5)
+                synchronise(device)
+            spent = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+            totals = profiler.key_averages()
+            seconds = sum(getattr(row, spent) for row in totals) / 3e6
+            print(f"{sum(row.count for row in totals) / 3:.0f} kernels a step, {1000 * seconds:.1f} ms in them")
+            for row in sorted(totals, key=lambda row: -getattr(row, spent))[:40]:
+                print(f"{getattr(row, spent) / 3000:8.3f} ms {row.count / 3:6.0f} x  {row.key[:100]}")
         del trainer
 
 

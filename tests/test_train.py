@@ -28,6 +28,8 @@ from mlic.tables import MAX_HALF_WIDTH, gaussian_tables
 from mlic.train import (
     TrainConfig,
     Trainer,
+    _Forward,
+    _Halves,
     crops_at,
     learning_rate,
     train,
@@ -43,7 +45,7 @@ from mlic.config import ModelConfig
 from mlic.train import TrainConfig, train
 config, folder, out, steps = sys.argv[1:]
 model = train(TrainConfig(model=ModelConfig.from_json(config), data=(folder,), out=out, steps=int(steps), batch=1,
-    crop=64, bf16=False, save_every=0, threads=1, recycle_every=2))
+    crop=64, bf16=False, save_every=0, threads=1))
 torch.save(model.state_dict(), out + "/final.pt")
 """
 
@@ -161,7 +163,7 @@ def test_muon_resumed_is_as_unbroken(folder, tmp_path, config):
 
 
 def test_a_checkpoint_gives_no_settings_of_another_device(folder, tmp_path, config):
-    trainer = Trainer(settings(folder, tmp_path, config))
+    trainer = Trainer(settings(folder, tmp_path, config, optimiser="adam"))
     trainer.step(0.5)
     state = copy.deepcopy(trainer.state())
     for group in state["optimiser"]["param_groups"]:  # as a CUDA device has them
@@ -347,6 +349,29 @@ def test_crops_are_pieces_of_the_pictures(tmp_path):
         steps = {(int(rows[a, b] - rows[0, 0]), int(columns[a, b] - columns[0, 0])) for a, b in ((63, 0), (0, 63))}
         assert {tuple(map(abs, step)) for step in steps} == {(63, 0), (0, 63)}
         assert (crop[2] == 7).all()
+
+
+def test_pictures_are_there_at_all_scales_that_crops_fit_into(tmp_path):
+    Image.new("RGB", (160, 128), (40, 80, 120)).save(tmp_path / "a.png")
+    bank = PictureBank([tmp_path], smallest=64, scales=(0.25, 0.5, 1.0))
+    assert [tuple(bank.picture(i).shape[1:]) for i in range(len(bank))] == [(128, 160), (64, 80)]
+    assert (bank.count(64), bank.count(128)) == (2, 1)
+    assert torch.equal(bank.crops(8, 128)[:, :, 0, 0], torch.tensor([40, 80, 120]).expand(8, 3) / 255)
+    with pytest.raises(ValueError, match="no picture for crops of 192 pixels: the largest has 128"):
+        bank.crops(1, 192)
+
+
+def test_halved_weights_and_their_gradients(config):
+    model = build_model(config)
+    halved = _Forward(model, half=True).halved
+    assert "g_a.head.weight" in halved and "entropy_model.slices.0.local.0.bias" in halved
+    assert not [name for name in halved if name.startswith(("g_a.linear", "g_s.linear", "gains", "prior"))]
+    weights = [torch.randn(3, 2, 1, 1, requires_grad=True), torch.randn(5, requires_grad=True)]
+    halves = _Halves.apply(*weights)
+    assert all(torch.equal(half, w.bfloat16()) for half, w in zip(halves, weights))
+    sum(((i + 2) * half).sum() for i, half in enumerate(halves)).backward()
+    for i, w in enumerate(weights):
+        assert w.grad.dtype == torch.float32 and (w.grad == i + 2).all()
 
 
 def test_nothing_to_train_on(tmp_path):

@@ -44,7 +44,7 @@ class ModelConfig:
     phi_h_channels: int  # output of h_s: first half "hyper scales", second half "hyper means"
     coarse_width: int = 0  # "patch" only: channels at 1/16
     depth: tuple[int, int] = (0, 0)  # "patch" only: residual blocks at 1/8 and at 1/16
-    activation: Literal["gelu", "relu"] = "gelu"  # inside hyper transforms and entropy nets
+    activation: Literal["gelu", "relu", "leaky"] = "gelu"  # inside hyper transforms and entropy nets
     channel_hidden: tuple[int, int] = (192, 128)
     channel_out: int | None = 128  # None: twice the slice
     local: Literal["conv", "window", "conv3"] = "window"
@@ -64,7 +64,7 @@ class ModelConfig:
         """Raises ValueError on values no builder knows: a config may come from a file."""
         choices = {
             "transform": ("residual", "patch"),
-            "activation": ("gelu", "relu"),
+            "activation": ("gelu", "relu", "leaky"),
             "local": ("conv", "window", "conv3"),
             "scale_form": ("linear", "log"),
             "padding": ("zero", "edge"),
@@ -151,7 +151,7 @@ FAST = ModelConfig(
     slices=(16, 32, 48, 96, 128, 128),
     z_channels=128,
     phi_h_channels=320,
-    activation="relu",
+    activation="leaky",
     channel_hidden=(128, 96),
     channel_out=None,
     local="conv3",

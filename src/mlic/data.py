@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -31,15 +32,32 @@ def read_rgb(path: Path) -> np.ndarray | None:
         return None
 
 
-class PictureBank:
-    """Pictures one after another in a flat uint8 tensor, each (3, H, W), with where each begins and its size.
+def resize(picture: Tensor, scale: float) -> Tensor:
+    """A smaller (3, H, W) uint8."""
+    if scale == 1:
+        return picture
+    size = [round(side * scale) for side in picture.shape[1:]]
+    small = F.interpolate(picture[None].float(), size=size, mode="bicubic", antialias=True)
+    return small[0].round().clamp(0, 255).byte()
 
-    Unreadable pictures and those with a side below `smallest` pixels are reported on stderr and left out. Raises
-    ValueError when none is left.
+
+class PictureBank:
+    """Pictures one after another in a flat uint8 tensor, each (3, H, W), with where each begins and its size, the
+    largest first by their shorter sides.
+
+    Each picture is there at all `scales`, as long as its sides are not below `smallest` pixels. Unreadable pictures and
+    those too small are reported on stderr and left out. Raises ValueError when none is left.
     """
 
-    def __init__(self, folders: Iterable[str | Path], *, smallest: int, device: torch.device | str = "cpu") -> None:
-        folders, flat, sizes = list(folders), [], []
+    def __init__(
+        self,
+        folders: Iterable[str | Path],
+        *,
+        smallest: int,
+        scales: tuple[float, ...] = (1.0,),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        folders, pictures = list(folders), []
         paths = find_pictures(folders)
         with ThreadPoolExecutor() as pool:
             for path, array in zip(paths, tqdm(pool.map(read_rgb, paths), "decode", len(paths), disable=None)):
@@ -49,16 +67,26 @@ class PictureBank:
                     size = f"{array.shape[1]}x{array.shape[0]}"
                     print(f"left out {path}: {size} is below {smallest} pixels", file=sys.stderr)
                     continue
-                flat.append(torch.from_numpy(array).permute(2, 0, 1).flatten().to(device))
-                sizes.append(array.shape[:2])
-        if not flat:
+                picture = torch.from_numpy(array).to(device).permute(2, 0, 1)
+                scaled = [resize(picture, scale) for scale in scales]
+                pictures += [x for x in scaled if min(x.shape[1:]) >= smallest]
+        if not pictures:
             raise ValueError(f"no picture to train on in {', '.join(map(str, folders))}")
-        self.pixels = torch.cat(flat)
-        self.height, self.width = torch.tensor(sizes, device=device).T
+        pictures.sort(key=lambda x: -min(x.shape[1:]))
+        self.shorter_sides = [min(x.shape[1:]) for x in pictures]
+        self.pixels = torch.cat([x.flatten() for x in pictures])
+        self.height, self.width = torch.tensor([x.shape[1:] for x in pictures], device=device).T
         self.start = torch.cumsum(3 * self.height * self.width, 0) - 3 * self.height * self.width
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def count(self, size: int) -> int:
+        """How many pictures crops of `size` pixels a side fit into. Raises ValueError when it is none."""
+        fit = sum(side >= size for side in self.shorter_sides)
+        if not fit:
+            raise ValueError(f"no picture for crops of {size} pixels: the largest has {self.shorter_sides[0]}")
+        return fit
 
     def picture(self, index: int) -> Tensor:
         """(3, H, W) uint8."""
@@ -69,7 +97,7 @@ class PictureBank:
         """(batch, 3, size, size) float32 in 0..1: random pictures, places, mirrorings and turns, without a host sync."""
         device = self.pixels.device
         pick, row, column, mirror, turn = torch.rand(5, batch, device=device)
-        pick = (pick * len(self)).long()
+        pick = (pick * self.count(size)).long()
         height, width, start = self.height[pick], self.width[pick], self.start[pick]
         row, column = (row * (height - size + 1)).long(), (column * (width - size + 1)).long()
         down, across = torch.arange(size, device=device)[:, None], torch.arange(size, device=device)

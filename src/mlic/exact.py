@@ -262,6 +262,17 @@ class ExactLayerNorm(nn.Module):
         return settle(normal * self.weight + self.bias)
 
 
+class ExactLeakyReLU(nn.Module):
+    """x above zero; below, x times a power of two, back on the grid."""
+
+    def __init__(self, module: nn.LeakyReLU) -> None:
+        super().__init__()
+        self.slope = module.negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, settle_units(x * (self.slope * 2.0**FRACTION)))
+
+
 class _ExactAttention(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -334,6 +345,7 @@ REPLACEMENTS = {
     nn.Linear: ExactLinear,
     nn.LayerNorm: ExactLayerNorm,
     nn.ReLU: lambda _: nn.ReLU(inplace=True),
+    nn.LeakyReLU: ExactLeakyReLU,
     nn.GELU: lambda _: ExactGELU(),
     HalfTanh: lambda _: ExactHalfTanh(),
     Settle: lambda _: ExactSettle(),

@@ -18,8 +18,11 @@ def subpel(inputs: int, outputs: int, *, factor: int = 2, kernel: int = 3) -> nn
     return nn.Sequential(conv(inputs, outputs * factor**2, kernel=kernel), nn.PixelShuffle(factor))
 
 
+LEAK = 1 / 8  # slope of "leaky" below zero: a power of two, for exact arithmetic
+
+
 def activation(name: str) -> nn.Module:
-    return {"gelu": nn.GELU, "relu": nn.ReLU}[name]()
+    return {"gelu": nn.GELU, "relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(LEAK)}[name]()
 
 
 def float32_region(x: Tensor) -> contextlib.AbstractContextManager:

@@ -1,11 +1,9 @@
-"""Where the weights of a training run begin, how fast each of them learns, and what happens to units that went silent.
+"""Where the weights of a training run begin, and how fast each of them learns.
 
 Adam moves every weight by about the learning rate a step, all weights of a sum together, so a unit that sums n inputs
-moves n times as far. With one rate for all, wide convolutions push their ReLUs below zero for good within a few
-hundred steps (docs/training.md). So a weight's rate falls with the number of inputs of its sum (Yang et al. 2022,
-"Tensor Programs V", table 8), the nets of the entropy model begin with signals that keep their size (He et al. 2015),
-and units that go silent all the same get a new start now and then (Sokar et al. 2023, "The Dormant Neuron Phenomenon in
-Deep Reinforcement Learning").
+moves n times as far: a weight's rate falls with the number of inputs of its sum (Yang et al. 2022, "Tensor Programs V",
+table 8). Muon's steps need no such care. The nets of the entropy model begin with signals that keep their size (He et al.
+2015).
 """
 
 from __future__ import annotations
@@ -13,13 +11,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import PlainBlock
 from .model import CompressionModel, level_lambda
 from .prior import LevelTable
 
@@ -100,81 +96,3 @@ def _move_levels(given: CompressionModel, config: ModelConfig) -> None:
         rows = table(at.clamp(0, last))
         first, final = table.rows[eighth] - table.rows[0], table.rows[last] - table.rows[last - eighth]
         table.rows.copy_(rows + (at.clamp_max(0)[:, None] * first + (at - last).clamp_min(0)[:, None] * final) / eighth)
-
-
-SILENT = 0.002  # a unit awake at a smaller share of positions
-AWAKE_ABOVE = {nn.ReLU: 0.0, nn.GELU: -3.0}  # below, there is next to no output and no gradient
-
-
-@torch.no_grad()
-def shares_awake(model: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
-    """Share of positions at which each unit is awake, (C,) by the name of its ReLU or GELU, over all that `run` computes.
-    The MLPs of the window attention, whose channels come last, are not looked at.
-    """
-    awake: dict[str, list[Tensor]] = {}
-
-    def count_awake(name: str, bound: float):
-        def count(_module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
-            if inputs[0].ndim == 4:
-                awake.setdefault(name, []).append((inputs[0] > bound).float().mean((0, 2, 3)))
-
-        return count
-
-    hooks = [
-        module.register_forward_hook(count_awake(name, AWAKE_ABOVE[type(module)]))
-        for name, module in model.named_modules()
-        if type(module) in AWAKE_ABOVE
-    ]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: torch.stack(shares).mean(0) for name, shares in awake.items()}
-
-
-def _neighbours(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Names of (convolution before, activation, convolution after), where each feeds the next and nothing else."""
-
-    def conv_of(name: str, module: nn.Module) -> str | None:
-        if isinstance(module, nn.Sequential):  # a sub-pixel convolution
-            name, module = f"{name}.0", module[0]
-        return name if isinstance(module, nn.Conv2d) and module.groups == 1 else None
-
-    for name, module in model.named_modules():
-        if isinstance(module, PlainBlock):
-            yield f"{name}.conv1", f"{name}.act", f"{name}.conv2"
-        elif isinstance(module, nn.Sequential):
-            layers = list(module.named_children())
-            for (first, before), (middle, act), (last, after) in zip(layers, layers[1:], layers[2:]):
-                ends = conv_of(f"{name}.{first}", before), conv_of(f"{name}.{last}", after)
-                if type(act) in AWAKE_ABOVE and all(ends):
-                    yield ends[0], f"{name}.{middle}", ends[1]
-
-
-@torch.no_grad()
-def recycle(
-    models: tuple[nn.Module, ...], shares: dict[str, Tensor], moments: dict[str, list[Tensor]], generator: torch.Generator
-) -> int:
-    """Give each silent unit new weights before it and zeros after it, in all `models`, so that they go on computing
-    what they did. `moments`: the optimiser's, by parameter name; theirs become zero. Returns how many units it were.
-    """
-    count = 0
-    for before, act, after in _neighbours(models[0]):
-        silent = shares[act] < SILENT
-        count += int(silent.sum())
-        shape = models[0].get_parameter(f"{before}.weight").shape
-        fresh = torch.randn(shape, generator=generator) * math.sqrt(2 / shape[1:].numel())
-        fresh -= fresh.mean((1, 2, 3), keepdim=True)  # what comes in is mostly positive: no unit is to be so everywhere
-        rows = silent.repeat_interleave(shape[0] // len(silent))  # a unit after a pixel shuffle has several
-        for suffix, start_again, mask in (
-            (f"{before}.weight", fresh.to(rows.device), rows[:, None, None, None]),
-            (f"{before}.bias", torch.zeros((), device=rows.device), rows),
-            (f"{after}.weight", torch.zeros((), device=rows.device), silent[None, :, None, None]),
-        ):
-            for model in models:
-                parameter = model.get_parameter(suffix)
-                parameter.copy_(torch.where(mask, start_again, parameter))
-            for moment in moments.get(suffix, []):
-                moment.mul_(~mask)
-    return count

@@ -28,16 +28,50 @@ def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Each matrix with all its singular values brought to between about 0.7 and 1.2: (n, rows, columns) -> the same."""
+    """Each matrix with all its singular values brought to between about 0.7 and 1.2: (n, rows, columns) -> the same.
+    Rows and columns of zeros stay so.
+    """
     wide = x.mT if x.shape[1] > x.shape[2] else x
-    wide = wide / (torch.linalg.matrix_norm(wide)[:, None, None] + 1e-7)
+    wide = wide / (torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True) + 1e-7)
     if x.is_cuda:
         wide = wide.bfloat16()
     first, second, third = NEWTON_SCHULZ
     for _ in range(5):
         square = wide @ wide.mT
-        wide = first * wide + (second * square + third * square @ square) @ wide
+        factor = torch.baddbmm(square, square, square, beta=second, alpha=third)
+        wide = torch.baddbmm(wide, factor, wide, beta=first)
     return (wide.mT if x.shape[1] > x.shape[2] else wide).to(x.dtype)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The weight of a convolution as (outputs, rows, columns, inputs), which is how GPUs keep it; others as they are."""
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+class Bucket:
+    """Matrices of similar shapes, each lying down and filled up with zeros: (n, short, long), so that one product serves
+    all of them.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], short: int, long: int) -> None:
+        self.parameters = parameters
+        self.momentum = torch.zeros(len(parameters), short, long, device=parameters[0].device)
+
+    @staticmethod
+    def of(parameter: nn.Parameter) -> tuple[int, int]:
+        """The (short, long) of the bucket a parameter belongs to."""
+        short, long = sorted(parameter.flatten(1).shape)
+        steps = (n for power in itertools.count() for n in (384 << 2 * power, 1152 << 2 * power, 2304 << 2 * power))
+        return -(-short // 64) * 64, next(n for n in steps if n >= long)
+
+    def views(self, filled: Tensor) -> list[Tensor]:
+        """A tensor like `momentum` -> each parameter's part of it, in the shape of `channels_last(parameter)`."""
+        parts = []
+        for matrix, p in zip(filled, self.parameters):
+            rows, columns = p.flatten(1).shape
+            part = matrix[:rows, :columns] if rows <= columns else matrix[:columns, :rows].mT
+            parts.append(part.unflatten(1, channels_last(p).shape[1:]))
+        return parts
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,22 +83,37 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
         first = self.param_groups[0]["params"][0]
         self.found_inf = torch.zeros((), device=first.device)
+        self._buckets: list[list[Bucket]] = []  # of each group; made in the first step, from the state if there is one
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._buckets = []
+
+    def _fill_buckets(self) -> None:
+        for group in self.param_groups:
+            in_order = sorted(group["params"], key=Bucket.of)
+            buckets = [Bucket(list(same), *size) for size, same in itertools.groupby(in_order, key=Bucket.of)]
+            for bucket in buckets:
+                for p, view in zip(bucket.parameters, bucket.views(bucket.momentum)):
+                    if self.state[p]:
+                        view.copy_(self.state[p]["momentum"])
+                    self.state[p]["momentum"] = view
+            self._buckets.append(buckets)
 
     @torch.no_grad()
     def step(self) -> None:
+        if not self._buckets:
+            self._fill_buckets()
         keep = 1 - self.found_inf
-        for group in self.param_groups:
-            in_order = sorted(group["params"], key=lambda p: p.flatten(1).shape)
-            for (rows, columns), same in itertools.groupby(in_order, key=lambda p: p.flatten(1).shape):
-                parameters = list(same)  # of equal shape: one batched product serves all
-                for p in parameters:
-                    if not self.state[p]:
-                        self.state[p]["momentum"] = torch.zeros(rows, columns, device=p.device)
-                averages = [self.state[p]["momentum"] for p in parameters]
-                gradient = torch.stack([p.grad.flatten(1) for p in parameters]).where(keep > 0, 0)
-                momentum = torch.stack(averages).lerp(gradient, 1 - MOMENTUM)
+        for group, buckets in zip(self.param_groups, self._buckets):
+            for bucket in buckets:
+                gradient = torch.zeros_like(bucket.momentum)
+                for p, view in zip(bucket.parameters, bucket.views(gradient)):
+                    view.copy_(channels_last(p.grad))
+                gradient = gradient.where(keep > 0, 0)
+                momentum = bucket.momentum.lerp(gradient, 1 - MOMENTUM)
                 update = orthogonal(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
-                update *= group["lr"] * keep * (ROOT_MEAN_SQUARE * max(rows, columns) ** 0.5)
-                for p, average, new, change in zip(parameters, averages, momentum, update):
-                    average.lerp_(new, keep)
-                    p.sub_(change.view(p.shape))
+                bucket.momentum.lerp_(momentum, keep)
+                update *= group["lr"] * keep * -ROOT_MEAN_SQUARE
+                for p, change in zip(bucket.parameters, bucket.views(update)):
+                    channels_last(p).add_(change, alpha=max(p.flatten(1).shape) ** 0.5)

@@ -21,29 +21,59 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import PictureBank
-from .learning import begin_from, recycle, relative_rate, shares_awake, start
+from .learning import begin_from, relative_rate, start
 from .metrics import ms_ssim_tensor
 from .model import STRIDE, CompressionModel, build_model, level_lambda
 from .muon import Muon, matrix_weights
 from .train_config import TrainConfig, crops_at, learning_rate
 from .train_log import RunLog
-from .validation import panel, rate_and_mse, silent_units, symbol_counts, validate, validation_levels
+from .validation import panel, rate_and_mse, symbol_counts, validate, validation_levels
 from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm", "skipped")
+FLOAT32 = ("g_a.linear", "g_s.linear")  # convolutions that lose too much in bfloat16
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
 
 
-class _Forward(nn.Module):
-    """The model's forward pass as tensors in and out, for DistributedDataParallel and torch.compile."""
+class _Halves(torch.autograd.Function):
+    """Weights -> the same in bfloat16, and their gradients back in float32: all at once, where autocast takes two small
+    copies for each.
+    """
 
-    def __init__(self, model: CompressionModel) -> None:
+    @staticmethod
+    def forward(ctx, *weights: Tensor) -> tuple[Tensor, ...]:
+        halves = [torch.empty_like(w, dtype=torch.bfloat16) for w in weights]
+        torch._foreach_copy_(halves, list(weights))
+        return tuple(halves)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, ...]:
+        wholes = [torch.empty_like(g, dtype=torch.float32) for g in grads]
+        torch._foreach_copy_(wholes, list(grads))
+        return tuple(wholes)
+
+
+class _Forward(nn.Module):
+    """The model's forward pass as tensors in and out, for DistributedDataParallel and torch.compile. In `half`,
+    convolutions and linear layers run in bfloat16, as autocast lets them.
+    """
+
+    def __init__(self, model: CompressionModel, *, half: bool) -> None:
         super().__init__()
         self.model = model
+        self.halved = [
+            f"{name}.{kind}"
+            for name, module in model.named_modules()
+            if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in FLOAT32
+            for kind in ("weight", "bias")
+        ]
 
     def forward(self, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
-        x_hat, estimate = self.model(x, level)
-        return x_hat, estimate.y_bits + estimate.z_bits
+        own = [self.model.get_parameter(name) for name in self.halved]
+        halves = dict(zip(self.halved, _Halves.apply(*own) if own else ()))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bool(own), cache_enabled=False):
+            x_hat, estimate = torch.func.functional_call(self.model, halves, (x, level))
+            return x_hat, estimate.y_bits + estimate.z_bits
 
 
 class Trainer:
@@ -79,10 +109,11 @@ class Trainer:
         if self.shape.variable_rate and config.metric != "mse":
             raise ValueError(f"{self.shape.name} is trained for MSE: its lambdas are MSE's")
         torch.manual_seed(config.seed + rank)
-        smallest = max(config.crop, config.last_crop or 0)
-        self.bank = bank or PictureBank(config.data, smallest=smallest, device=device)
+        self.bank = bank or PictureBank(config.data, smallest=config.crop, scales=config.scales, device=device)
+        if config.last_crop:
+            self.bank.count(config.last_crop)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.forward: nn.Module = _Forward(self.model)
+        self.forward: nn.Module = _Forward(self.model, half=config.bf16)
         if config.compiled:
             self.forward.compile(dynamic=False)
         if world > 1:
@@ -90,7 +121,7 @@ class Trainer:
         self.capture = cuda and world == 1 and config.graph
         self._make_optimisers()
         self.measures = torch.zeros(len(MEASURES), device=device)  # sums since they were last read
-        self.steps, self.recycled = 0, 0  # recycled: silent units given a new start, since this process began
+        self.steps = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_size, self.graph_warm = (0, 0), 0  # batch and crop it is for, and steps made with them before it
         self.beside = torch.cuda.Stream() if self.capture else None
@@ -136,9 +167,6 @@ class Trainer:
             now = min(self.config.ema**AVERAGE_EVERY, (1 + self.steps) / (10 * AVERAGE_EVERY + self.steps))
             averages, weights = list(self.average.parameters()), list(self.model.parameters())
             torch._foreach_lerp_(averages, [w.detach() for w in weights], 1 - now)
-        every = self.config.recycle_every
-        if every and self.steps % every == 0 and progress < 1 - self.config.decay:
-            self._recycle()
         if self.device.type == "cuda":  # so that a schedule in minutes sees the device's time, not the queue's
             self.ends.append(torch.cuda.Event(blocking=True))
             self.ends[-1].record()
@@ -172,8 +200,7 @@ class Trainer:
             level = place * (self.shape.quality_levels - 1)  # one from each part of the range, so that steps are alike
             lmbda = level_lambda(self.shape, level)
             weight = (lmbda / 0.01) ** -config.level_weight
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16, cache_enabled=False):
-            x_hat, bits = self.forward(x, level)
+        x_hat, bits = self.forward(x, level)
         bpp, mse = rate_and_mse(x, x_hat, bits)
         if config.metric == "mse":
             distortion = 255**2 * mse
@@ -189,21 +216,6 @@ class Trainer:
             optimiser.step()
         seen = torch.stack([loss.detach(), bpp.detach().mean(), mse.detach().mean(), norm.detach()])
         self.measures += torch.cat([seen.nan_to_num(0, 0, 0), bad[None]])
-
-    def _recycle(self) -> None:
-        """A new start for units that are silent on 16 crops, at levels from the lowest to the highest."""
-        x = self.bank.crops(16, self.config.crop)
-        levels = torch.linspace(0, self.shape.quality_levels - 1, len(x), device=self.device)
-        shares = shares_awake(self.model, lambda: self.model(x, levels if self.shape.variable_rate else None))
-        if torch.distributed.is_initialized():
-            for share in shares.values():
-                torch.distributed.all_reduce(share)  # sums: silent only where silent in every process
-        moments = {
-            name: [m for optimiser in self.optimisers for m in optimiser.state.get(p, {}).values() if m.shape == p.shape]
-            for name, p in self.model.named_parameters()
-        }
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.steps)  # in each process the same
-        self.recycled += recycle((self.model, self.average), shares, moments, generator)
 
     def read_measures(self, steps: int) -> dict[str, float]:
         """Means over the last `steps` steps (`skipped`: their sum); synchronises with the device."""
@@ -271,9 +283,6 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
             val = PictureBank(config.val, smallest=STRIDE, device=device)
             for row in _validate(trainer, val, log, elapsed):
                 print(f"level {row['level']:5.1f}  {row['bpp']:.4f} bpp  {row['psnr']:.2f} dB", file=sys.stderr)
-            silent = silent_units(trainer.average, val)
-            shares = ", ".join(f"{part} {share:.0%}" for part, share in silent.items())
-            print(f"silent units: {shares}", file=sys.stderr)
         if log:
             crop = config.last_crop or config.crop
             trainer.average.gaussian.counts = symbol_counts(trainer.average.eval(), trainer.bank, crop=crop)
@@ -309,7 +318,6 @@ def _run(config: TrainConfig, trainer: Trainer, checkpoint: Path, elapsed: float
                 measures = {name: f"{value:.5g}" for name, value in seen.items()}
                 log.line({"step": trainer.steps, "seconds": f"{elapsed:.1f}", **measures, **rates})
             shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
-            shown |= {"recycled": str(trainer.recycled)} if trainer.recycled else {}
             bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
         if time.monotonic() - saved >= config.save_every:
             _save(trainer, checkpoint, elapsed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .data import PictureBank
-from .learning import SILENT, shares_awake
 from .model import STRIDE, CompressionModel
 from .strategies import Write
 from .tables import SymbolCounter
@@ -35,13 +35,13 @@ def middle(bank: PictureBank, index: int, size: int) -> Tensor:
     return picture[None, :, top : top + height, left : left + width].float() / 255
 
 
-def _code(model: CompressionModel, x: Tensor, level: float) -> tuple[Tensor, float, float]:
-    """Without noise: (reconstruction, bits per pixel, PSNR)."""
-    at = torch.tensor([level], device=x.device) if model.config.variable_rate else None
+def _code(model: CompressionModel, x: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Without noise: (reconstructions, bits per pixel, PSNR), the last two (B,)."""
+    at = torch.full((len(x),), level, device=x.device) if model.config.variable_rate else None
     x_hat, estimate = model(x, at, noisy=False)
     x_hat = x_hat.clamp(0, 1)
     bpp, mse = rate_and_mse(x, x_hat, estimate.y_bits + estimate.z_bits)
-    return x_hat, bpp.item(), -10 * math.log10(max(mse.item(), 1e-10))
+    return x_hat, bpp, -10 * mse.clamp_min(1e-10).log10()
 
 
 @torch.no_grad()
@@ -49,26 +49,17 @@ def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ..
     """Mean bpp and PSNR at each level, without noise, on the middle of each picture (at most `size` pixels a side)."""
     rows = []
     for level in levels:
-        seen = [_code(model, middle(bank, index, size), level)[1:] for index in range(len(bank))]
-        bpp, psnr = (sum(values) / len(values) for values in zip(*seen))
+        seen = [_code(model, x, level)[1:] for x in _middles(bank, size)]
+        bpp, psnr = (torch.cat(values).mean().item() for values in zip(*seen))
         rows.append({"level": level, "bpp": bpp, "psnr": psnr})
     return rows
 
 
-def silent_units(model: CompressionModel, bank: PictureBank, *, count: int = 4, size: int = 256) -> dict[str, float]:
-    """Share of the ReLUs and GELUs that are awake (learning.py) at fewer than 0.2% of positions, by part of the model,
-    over the middles of the first pictures and all validation levels. Such units have mostly stopped learning.
-    """
-
-    def run() -> None:
-        for level in validation_levels(model):
-            for index in range(min(count, len(bank))):
-                _code(model, middle(bank, index, size), level)
-
-    silent: dict[str, list[Tensor]] = {}
-    for name, shares in shares_awake(model, run).items():
-        silent.setdefault(name.split(".")[0], []).append(shares < SILENT)
-    return {part: torch.cat(units).float().mean().item() for part, units in silent.items()}
+def _middles(bank: PictureBank, size: int) -> Iterator[Tensor]:
+    """The middles of all pictures, those of one shape together as long as they have 2 megapixels at most."""
+    middles = sorted((middle(bank, index, size) for index in range(len(bank))), key=lambda x: x.shape)
+    for shape, same in itertools.groupby(middles, key=lambda x: x.shape):
+        yield from torch.cat(list(same)).split(max(1, 2**21 // shape[2:].numel()))
 
 
 @torch.no_grad()
