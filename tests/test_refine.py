@@ -53,7 +53,7 @@ def test_tiles_gain_as_well_and_decode(model):
         encoded = encode_picture(model, Picture(scene), 60, effort=effort, tile=128, reconstruct=True)
         file = MlicFile.from_bytes(encoded.data)
         assert len(file.tiles) == 6
-        assert np.array_equal(decode_picture(model, file), encoded.reconstruction)
+        assert np.abs(decode_picture(model, file).astype(int) - encoded.reconstruction).max() <= 1  # g_s is in float
         costs.append(cost(model, encoded, scene, 60))
     assert costs[1] < 0.98 * costs[0]
 
@@ -131,7 +131,7 @@ def test_the_slope_of_the_bits_is_that_of_a_difference(small_models):
     z, way = model.h_a(y), torch.randn_like(y)
 
     class Unrounded:
-        likelihood = staticmethod(model.gaussian.likelihood)
+        bits = staticmethod(model.gaussian.bits)
 
         def quantise(self, residual, _scale):
             return residual

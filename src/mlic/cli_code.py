@@ -84,7 +84,7 @@ def _job_options(command):
 @click.option("--target-bpp", type=POSITIVE, metavar="B", help="Instead of -q: the file's bits per pixel.")
 @click.option("--target-psnr", type=POSITIVE, metavar="DB", help="Instead of -q: PSNR of the decoded picture.")
 @click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Model name or weights file.")
-@click.option("--effort", type=click.IntRange(0, 20), help="Passes spent on a smaller file; 0: fastest. Default: 3.")
+@click.option("--effort", type=click.IntRange(0, 20), help="Passes spent on a smaller file; 0: fastest. Default: 4.")
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
 @click.option("--tile", type=int, callback=_tile, metavar="N", help="Pixels a side of tiles, a multiple of 64; 0: one.")
 @click.option("--float", "floating", is_flag=True, help="Faster; decodes only on such a machine, with as many threads.")

@@ -23,7 +23,7 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "-q", "--quality", "qualities", multiple=True, type=float, help="May be repeated. Default: 6 to 8 over the range."
 )
-@click.option("--effort", type=click.IntRange(0, 20), help="As for `mlic encode`, for a model. Default: 3.")
+@click.option("--effort", type=click.IntRange(0, 20), help="As for `mlic encode`, for a model. Default: 4.")
 @click.option("--name", help="What to call the model in results. Default: its own name.")
 @click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Results file (JSON). An existing one is continued.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Pictures at once. Disturbs times.")

@@ -72,7 +72,7 @@ def encode(
 
     With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
     comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another
-    one is a ValueError. So with `effort`, the passes spent on a smaller file, from 0 to 20 (default 3; docs/using.md).
+    one is a ValueError. So with `effort`, the passes spent on a smaller file, from 0 to 20 (default 4; docs/using.md).
     `model` is a name, a weights file or a loaded model. Raises PictureError or WeightsError.
 
     >>> data = encode(np.zeros((20, 30, 3), np.uint8), quality=30)

@@ -15,7 +15,7 @@ from .model import CompressionModel, level_lambda
 from .strategies import Relaxed
 from .tiles import LATENT, Box
 
-EFFORT = 3  # passes, if nothing else is said
+EFFORT = 4  # passes, if nothing else is said
 MAX_EFFORT = 20
 # Of lambda times the squared error of the picture, in bits, by a value of y. The gains make a step of one right for the
 # level, so it is the same at all of them: 12 / ln 2 = 17.3 by high-rate theory, 18 to 20 with the packaged weights.

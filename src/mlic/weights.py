@@ -25,7 +25,7 @@ from .tables import CodingTables, make_tables
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "d74b56364052d825dace583e207d11021f486a31f4530b2a7d06d146a46a31fb",
+    "fast.safetensors": "f856b695e65fec4a8d7121bb7a6aa87e4564532ebe023e15fe2867eb4bba314a",
 }
 
 
