@@ -39,9 +39,11 @@ def cost(model, encoded, pixels: np.ndarray, quality: float) -> float:
 
 
 @pytest.mark.parametrize("quality", [30, 60, 90])
-def test_effort_lowers_the_cost_of_files(model, photo, quality):
-    picture = Picture(photo)
-    costs = [cost(model, encode_picture(model, picture, quality, effort=e, reconstruct=True), photo, quality) for e in (0, 4)]
+def test_effort_lowers_the_cost_of_files(model, quality):
+    with Image.open(SAMPLE) as image:
+        scene = np.array(image.convert("RGB").crop((150, 100, 278, 228)))
+    picture = Picture(scene)
+    costs = [cost(model, encode_picture(model, picture, quality, effort=e, reconstruct=True), scene, quality) for e in (0, 4)]
     assert costs[1] < 0.992 * costs[0]
 
 
@@ -78,7 +80,8 @@ def test_the_part_beside_a_tile_counts(model, photo):
         other = x.clone()
         if column:
             other[..., column : column + 8] += 0.2
-        chosen.append(choose_latents(blind, other, level, 2, part=part, seen=seen, whole=seen)[0])
+        # one pass: whether a second is kept depends on the whole
+        chosen.append(choose_latents(blind, other, level, 1, part=part, seen=seen, whole=seen)[0])
     assert chosen[0].shape[3] == 4
     assert (chosen[0] - chosen[1]).abs().max() > 0.01
     assert (chosen[0] - chosen[2]).abs().max() < 0.01
@@ -172,7 +175,7 @@ def test_inside_inference_mode(photo):
 def test_command_line(tmp_path, photo):
     Image.fromarray(photo).save(tmp_path / "a.png")
     sizes = []
-    for effort in ("0", "3"):
+    for effort in ("0", "4"):
         done = CliRunner().invoke(
             main, ["encode", str(tmp_path / "a.png"), "-o", str(tmp_path / f"{effort}.mlic"), "--effort", effort]
         )

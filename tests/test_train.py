@@ -45,7 +45,7 @@ from mlic.config import ModelConfig
 from mlic.train import TrainConfig, train
 config, folder, out, steps = sys.argv[1:]
 model = train(TrainConfig(model=ModelConfig.from_json(config), data=(folder,), out=out, steps=int(steps), batch=1,
-    crop=64, bf16=False, save_every=0, threads=1))
+    crop=64, bf16=False, save_every=0, threads=1, optimiser="adam"))
 torch.save(model.state_dict(), out + "/final.pt")
 """
 
@@ -69,6 +69,7 @@ def config(small_models) -> ModelConfig:
 
 def settings(folder, out, config="fast", **changes) -> TrainConfig:
     defaults = dict(model=config, data=(str(folder),), out=str(out), steps=6, batch=1, crop=64, log_every=2, bf16=False)
+    defaults["optimiser"] = "adam"  # the quicker one at this size
     return TrainConfig(**{**defaults, **changes})
 
 
@@ -76,7 +77,8 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_loss_falls(folder, tmp_path, config):
+@pytest.mark.parametrize(("optimiser", "lr"), [("adam", 1e-3), ("muon", 4e-3)])
+def test_loss_falls(folder, tmp_path, config, optimiser, lr):
     torch.manual_seed(0)
     bank = PictureBank([folder], smallest=64)
 
@@ -85,7 +87,8 @@ def test_loss_falls(folder, tmp_path, config):
         return row["bpp"] + float(level_lambda(config, torch.tensor(2.0))) * 255**2 * 10 ** (-row["psnr"] / 10)
 
     before = loss(build_model(config))
-    after = loss(train(settings(folder, tmp_path, config, steps=40, batch=2, log_every=10, lr=1e-3)))
+    changes = dict(steps=40, batch=2, log_every=10, lr=lr, optimiser=optimiser)
+    after = loss(train(settings(folder, tmp_path, config, **changes)))
     assert after < 0.8 * before
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["step"] for row in log] == ["10", "20", "30", "40"]
