@@ -66,8 +66,9 @@ def _search(model: CompressionModel, x: Tensor, y: Tensor, level: Tensor, passes
         relaxed = Relaxed(y, z, model.config.slices, model.gaussian)
         x_hat = model.synthesise(model.code(relaxed, level), level)
         error = bits_per_error * (x_hat - x)[inside].square().sum()
-        slopes = torch.autograd.grad(error + RATE_WEIGHT * relaxed.y_bits, relaxed.values)
-        cost = (error + relaxed.y_bits).item()
+        bits = relaxed.y_bits
+        slopes = torch.autograd.grad(error + RATE_WEIGHT * bits, relaxed.values)
+        cost = (error + bits).item()
         if cost < lowest:
             lowest, best = cost, y
             target = relaxed.whole(relaxed.values).detach() - relaxed.whole(slopes) / CURVATURE
