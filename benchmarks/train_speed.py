@@ -8,6 +8,7 @@ multiply-accumulates (forward, and backward to activations and to weights).
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import click
@@ -48,10 +49,11 @@ def matmul_peak(device: str, size: int) -> float:
 @click.option("--steps", default=20, show_default=True, help="Timed steps, after six others.")
 @click.option("--compile", "compiled", is_flag=True)
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
+@click.option("--branches", multiple=True, type=int, default=(0,), show_default=True, help="May be repeated, too.")
 @click.option("--profile", is_flag=True, help="Also print the kernels that took longest, in steps without a graph.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--threads", type=int)
-def main(data, model, batches, crop, optimiser, steps, compiled, graph, profile, device, threads) -> None:
+def main(data, model, batches, crop, optimiser, steps, compiled, graph, branches, profile, device, threads) -> None:
     if threads:
         torch.set_num_threads(threads)
     peak = matmul_peak(device, 8192 if device == "cuda" else 2048)
@@ -60,8 +62,8 @@ def main(data, model, batches, crop, optimiser, steps, compiled, graph, profile,
     bank = PictureBank(data, smallest=crop, device=device)
     settings = {"model": model, "data": data, "out": "", "steps": 1, "lmbda": None if model == "fast" else 0.013}
     settings |= {"crop": crop, "optimiser": optimiser, "compiled": compiled, "graph": graph}
-    for batch in batches:
-        trainer = Trainer(TrainConfig(batch=batch, **settings), device=device, bank=bank)
+    for batch, count in itertools.product(batches, branches):
+        trainer = Trainer(TrainConfig(batch=batch, branches=count, **settings), device=device, bank=bank)
         for _ in range(6):
             trainer.step(0.5)
         synchronise(device)
@@ -72,7 +74,7 @@ def main(data, model, batches, crop, optimiser, steps, compiled, graph, profile,
         seconds = (time.perf_counter() - started) / steps
         pixels = batch * crop**2 / seconds
         memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if device == "cuda" else ""
-        print(f"{model} batch {batch} crop {crop} {optimiser}: {pixels / 1e6:.3f} Mpx/s, ", end="")
+        print(f"{model} batch {batch} crop {crop} {optimiser} branches {count}: {pixels / 1e6:.3f} Mpx/s, ", end="")
         print(f"{1000 * seconds:.1f} ms a step, ", end="")
         print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak{memory}; {trainer.read_measures(steps + 6)}")
         if profile:

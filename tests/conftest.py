@@ -9,11 +9,18 @@ import torch
 from PIL import Image
 
 import mlic
+from mlic import refine
 from mlic.config import CONFIGS, AttentionConfig, ModelConfig
 from mlic.model import CompressionModel, build_model
 from mlic.weights import seal
 
 SAMPLE = Path(mlic.__file__).parent / "samples" / "kodim23.png"
+
+
+@pytest.fixture(autouse=True)
+def one_pass_of_search(monkeypatch) -> None:
+    """Where a test does not name an effort, and in its process only: the four of users would be most of the tests' time."""
+    monkeypatch.setattr(refine, "EFFORT", 1)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def jobs(photo) -> list[Job]:
 @pytest.fixture
 def expected(jobs) -> dict[str, bytes]:
     """The outputs, by name, as they are without Ray."""
-    task = Encode()
+    task = Encode(effort=0)
     return {job.target.name: task(job.source.read_bytes(), ".mlic").data for job in jobs}
 
 
@@ -100,7 +100,7 @@ def test_the_command_gives_the_files_it_gives_without_ray(jobs, expected):
     for job in jobs:
         os.rename(job.source, Path("photos", "sub" if int(job.source.stem) % 2 else "", job.source))
     Path("photos/broken.png").write_bytes(b"no picture")
-    result = run("encode", "photos", "-o", "out", "--engine", "ray")
+    result = run("encode", "photos", "-o", "out", "--engine", "ray", "--effort", 0)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == "mlic: photos/broken.png: not a picture Pillow can read"
     assert result.stderr.splitlines()[1].startswith("mlic: 12 done, 0 skipped, 1 failed; ")
@@ -127,7 +127,7 @@ def test_a_worker_is_killed_while_it_computes(jobs, expected):
     outcomes: list[Outcome] = []
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    run_on_ray(Marked(marks=os.path.abspath("marks"), seconds=0.15), jobs, outcomes.append)
+    run_on_ray(Marked(effort=0, marks=os.path.abspath("marks"), seconds=0.15), jobs, outcomes.append)
     assert killed and killed[0] < NUMBER - 2  # while there was work
     assert outputs() == expected
     assert sorted(o.job.target.name for o in outcomes) == sorted(expected) and not any(o.error for o in outcomes)
@@ -142,7 +142,7 @@ def test_a_worker_is_killed_while_it_writes(jobs, expected, when, note):
     os.mkdir("out")
     Path("out/0.mlic").write_bytes(b"old")  # to be overwritten
     outcomes: list[Outcome] = []
-    run_on_ray(Marked(marks=os.path.abspath("marks"), dies=when), jobs[:4], outcomes.append, parallel=1)
+    run_on_ray(Marked(effort=0, marks=os.path.abspath("marks"), dies=when), jobs[:4], outcomes.append, parallel=1)
     assert outputs() == {name: expected[name] for name in ("0.mlic", "1.mlic", "2.mlic", "3.mlic")}  # and no .part
     assert [o.job.source.name for o in outcomes] == ["0.png", "1.png", "2.png", "3.png"]
     assert [(o.error, o.bytes_out) for o in outcomes] == [("", len(data)) for data in outputs_in_order()]
@@ -157,7 +157,7 @@ def outputs_in_order() -> list[bytes]:
 
 def test_a_file_that_kills_its_workers_is_given_up(jobs, expected, monkeypatch):
     monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)  # a new worker takes a while
-    task = Marked(marks=os.path.abspath("marks"), dies="writing", times=2)
+    task = Marked(effort=0, marks=os.path.abspath("marks"), dies="writing", times=2)
     outcomes: list[Outcome] = []
     run_on_ray(task, jobs[:3], outcomes.append, parallel=1)
     assert outcomes[0].error.startswith("2 workers died on it")
@@ -167,16 +167,17 @@ def test_a_file_that_kills_its_workers_is_given_up(jobs, expected, monkeypatch):
 
 def test_an_interrupt_leaves_whole_files_that_were_told(jobs, expected):
     outcomes: list[Outcome] = []
+    interrupted: list[float] = []
 
     def report(outcome: Outcome) -> None:
         outcomes.append(outcome)
         if len(outcomes) == 3:
+            interrupted.append(time.monotonic())
             raise KeyboardInterrupt
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_on_ray(Marked(marks=os.path.abspath("marks"), seconds=0.2), jobs, report)
-    assert time.monotonic() - started < 20
+        run_on_ray(Marked(effort=0, marks=os.path.abspath("marks"), seconds=0.2), jobs, report)
+    assert time.monotonic() - interrupted[0] < 15  # a worker may take a minute to begin, but not to end
     written = outputs()
     assert 3 <= len(written) < NUMBER and written.items() <= expected.items()
     assert sorted(o.job.target.name for o in outcomes) == sorted(written)

@@ -30,7 +30,7 @@ def scene() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tiled(scene) -> bytes:
-    return encode_picture(load_model("fast"), Picture(scene), 60, tile=128).data  # 2 x 3 tiles
+    return encode_picture(load_model("fast"), Picture(scene), 60, tile=128, effort=1).data  # 2 x 3 tiles
 
 
 def test_boxes_cover_a_picture_once():

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mlic.branches import Branches
 from mlic.cli import main
 from mlic.config import FAST, ModelConfig
 from mlic.data import PictureBank
@@ -370,7 +371,7 @@ def test_halved_weights_and_their_gradients(config):
     assert "g_a.head.weight" in halved and "entropy_model.slices.0.local.0.bias" in halved
     assert not [name for name in halved if name.startswith(("g_a.linear", "g_s.linear", "gains", "prior"))]
     weights = [torch.randn(3, 2, 1, 1, requires_grad=True), torch.randn(5, requires_grad=True)]
-    halves = _Halves.apply(*weights)
+    halves = _Halves.apply(Branches(), *weights)
     assert all(torch.equal(half, w.bfloat16()) for half, w in zip(halves, weights))
     sum(((i + 2) * half).sum() for i, half in enumerate(halves)).backward()
     for i, w in enumerate(weights):
@@ -473,12 +474,12 @@ def test_settings_that_do_not_fit(folder, tmp_path, config, changes, why):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
-def test_graph_capture_on_cuda(tmp_path, config, optimiser):
+@pytest.mark.parametrize(("optimiser", "branches"), [("adam", 0), ("muon", 0), ("muon", 3)])
+def test_graph_capture_on_cuda(tmp_path, config, optimiser, branches):
     Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(tmp_path / "a.png")
 
     def trainer():
-        changes = dict(bf16=True, optimiser=optimiser, batch=4, last_crop=128, last_share=0.25)
+        changes = dict(bf16=True, optimiser=optimiser, branches=branches, batch=4, last_crop=128, last_share=0.25)
         return Trainer(settings(tmp_path, tmp_path, config, **changes), device="cuda")
 
     def run(trainer, *, begin, end):

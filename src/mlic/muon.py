@@ -11,6 +11,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from .branches import Branches
+
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the published quintic, applied five times
 ROOT_MEAN_SQUARE = 0.2  # of a step's elements at a learning rate of 1, as Adam's steps have
@@ -76,11 +78,12 @@ class Bucket:
 
 class Muon(torch.optim.Optimizer):
     """`params`: parameters, or groups of them, of two or more dimensions; the first is a matrix's rows, the rest are
-    its columns. Where the tensor `found_inf` is 1, a step leaves everything as it was.
+    its columns. Where the tensor `found_inf` is 1, a step leaves everything as it was. Buckets take turns on `branches`.
     """
 
-    def __init__(self, params, lr: float | Tensor = 4e-4) -> None:
+    def __init__(self, params, lr: float | Tensor = 4e-4, *, branches: Branches = Branches()) -> None:
         super().__init__(params, {"lr": lr})
+        self.branches = branches
         first = self.param_groups[0]["params"][0]
         self.found_inf = torch.zeros((), device=first.device)
         self._buckets: list[list[Bucket]] = []  # of each group; made in the first step, from the state if there is one
@@ -107,13 +110,18 @@ class Muon(torch.optim.Optimizer):
         keep = 1 - self.found_inf
         for group, buckets in zip(self.param_groups, self._buckets):
             for bucket in buckets:
-                gradient = torch.zeros_like(bucket.momentum)
-                for p, view in zip(bucket.parameters, bucket.views(gradient)):
-                    view.copy_(channels_last(p.grad))
-                gradient = gradient.where(keep > 0, 0)
-                momentum = bucket.momentum.lerp(gradient, 1 - MOMENTUM)
-                update = orthogonal(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
-                bucket.momentum.lerp_(momentum, keep)
-                update *= group["lr"] * keep * -ROOT_MEAN_SQUARE
-                for p, change in zip(bucket.parameters, bucket.views(update)):
-                    channels_last(p).add_(change, alpha=max(p.flatten(1).shape) ** 0.5)
+                with self.branches.branch():
+                    self._update(bucket, group["lr"], keep)
+        self.branches.join()
+
+    def _update(self, bucket: Bucket, lr: float | Tensor, keep: Tensor) -> None:
+        gradient = torch.zeros_like(bucket.momentum)
+        for p, view in zip(bucket.parameters, bucket.views(gradient)):
+            view.copy_(channels_last(p.grad))
+        gradient = gradient.where(keep > 0, 0)
+        momentum = bucket.momentum.lerp(gradient, 1 - MOMENTUM)
+        update = orthogonal(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
+        bucket.momentum.lerp_(momentum, keep)
+        update *= lr * keep * -ROOT_MEAN_SQUARE
+        for p, change in zip(bucket.parameters, bucket.views(update)):
+            channels_last(p).add_(change, alpha=max(p.flatten(1).shape) ** 0.5)

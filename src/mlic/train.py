@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .branches import Branches, branch_convolutions
 from .data import PictureBank
 from .learning import begin_from, relative_rate, start
 from .metrics import ms_ssim_tensor
@@ -37,40 +38,45 @@ AVERAGE_EVERY = 8  # steps between updates of the averaged weights
 
 class _Halves(torch.autograd.Function):
     """Weights -> the same in bfloat16, and their gradients back in float32: all at once, where autocast takes two small
-    copies for each.
+    copies for each. The gradients may come from branches.
     """
 
     @staticmethod
-    def forward(ctx, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, branches: Branches, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.branches = branches
         halves = [torch.empty_like(w, dtype=torch.bfloat16) for w in weights]
         torch._foreach_copy_(halves, list(weights))
         return tuple(halves)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.branches.join()
         wholes = [torch.empty_like(g, dtype=torch.float32) for g in grads]
         torch._foreach_copy_(wholes, list(grads))
-        return tuple(wholes)
+        return None, *wholes
 
 
 class _Forward(nn.Module):
     """The model's forward pass as tensors in and out, for DistributedDataParallel and torch.compile. In `half`,
-    convolutions and linear layers run in bfloat16, as autocast lets them.
+    convolutions and linear layers run in bfloat16, as autocast lets them, the gradients of the former's weights on
+    `branches`.
     """
 
-    def __init__(self, model: CompressionModel, *, half: bool) -> None:
+    def __init__(self, model: CompressionModel, *, half: bool, branches: Branches = Branches()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.branches = model, branches
         self.halved = [
             f"{name}.{kind}"
             for name, module in model.named_modules()
             if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in FLOAT32
             for kind in ("weight", "bias")
         ]
+        if branches.streams:
+            branch_convolutions(model, {name.rpartition(".")[0] for name in self.halved}, branches)
 
     def forward(self, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
         own = [self.model.get_parameter(name) for name in self.halved]
-        halves = dict(zip(self.halved, _Halves.apply(*own) if own else ()))
+        halves = dict(zip(self.halved, _Halves.apply(self.branches, *own) if own else ()))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bool(own), cache_enabled=False):
             x_hat, estimate = torch.func.functional_call(self.model, halves, (x, level))
             return x_hat, estimate.y_bits + estimate.z_bits
@@ -113,7 +119,8 @@ class Trainer:
         if config.last_crop:
             self.bank.count(config.last_crop)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.forward: nn.Module = _Forward(self.model, half=config.bf16)
+        self.branches = Branches(config.branches if cuda else 0)
+        self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=self.branches)
         if config.compiled:
             self.forward.compile(dynamic=False)
         if world > 1:
@@ -147,7 +154,9 @@ class Trainer:
         adam = torch.optim.Adam(groups(False), betas=(0.9, 0.99), fused=True, capturable=self.capture)
         adam._warned_capturable_if_run_uncaptured = True  # the steps before the capture are meant
         adam.grad_scale, adam.found_inf = None, torch.zeros((), device=self.device)
-        self.optimisers: list[torch.optim.Optimizer] = [adam] + ([Muon(groups(True))] if matrices else [])
+        self.optimisers: list[torch.optim.Optimizer] = [adam] + (
+            [Muon(groups(True), branches=self.branches)] if matrices else []
+        )
 
     def step(self, progress: float) -> None:
         """One optimiser step at a point of the run in 0..1. At most two stay unfinished on a CUDA device."""

@@ -42,6 +42,7 @@ class TrainConfig:
     bf16: bool = True
     compiled: bool = False
     graph: bool = True  # capture the step as a CUDA graph
+    branches: int = 0  # streams of a CUDA device for what nothing waits for, see branches.py
     save_every: float = 300.0  # seconds
     log_every: int = 50  # steps
 
