@@ -171,13 +171,12 @@ class FactorizedPrior(nn.Module):
     def likelihood(self, z: Tensor, level: Tensor | None = None) -> Tensor:
         """P(bin of width 1 around z): (B, C, H, W), level (B,) in 0..levels-1 -> (B, C, H, W), in float32."""
         values = z.float().transpose(0, 1)  # (C, B, H, W)
-        lower, upper = values - 0.5, values + 0.5
+        edges = torch.stack([values - 0.5, values + 0.5], 1)  # (C, 2, B, H, W)
         if self.levels:
-            scale = self.level_scale(level).exp().T[:, :, None, None]
-            shift = self.level_shift(level).T[:, :, None, None]
-            lower, upper = lower * scale + shift, upper * scale + shift
+            scale = self.level_scale(level).exp().T[:, None, :, None, None]
+            edges = edges * scale + self.level_shift(level).T[:, None, :, None, None]
         with float32_region(z):
-            lower, upper = self.logits(lower.flatten(1)[:, None]), self.logits(upper.flatten(1)[:, None])
+            lower, upper = self.logits(edges.flatten(1)[:, None]).chunk(2, 2)
         sign = -torch.sign(lower + upper).detach()  # subtract on the side where the sigmoid keeps its digits
         mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
         return lower_bound(mass.reshape(values.shape).transpose(0, 1), LIKELIHOOD_MIN)
