@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from mlic.branches import Branches
@@ -376,6 +378,23 @@ def test_halved_weights_and_their_gradients(config):
     sum(((i + 2) * half).sum() for i, half in enumerate(halves)).backward()
     for i, w in enumerate(weights):
         assert w.grad.dtype == torch.float32 and (w.grad == i + 2).all()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
+def test_compiled_transforms(folder, tmp_path, config):
+    """They give the steps that others give, with the weights that are put in for a step, too."""
+
+    def measures(compiled: bool) -> dict[str, float]:
+        trainer = Trainer(settings(folder, tmp_path, config, bf16=True, compiled=compiled))
+        trainer.step(0.5)
+        trainer.step(0.5)
+        return trainer.read_measures(2)
+
+    plain, before = measures(False), counters["stats"]["unique_graphs"]
+    compiled = measures(True)
+    assert counters["stats"]["unique_graphs"] == before + 2 and not counters["graph_break"]
+    assert compiled["skipped"] == 0 and compiled.keys() == plain.keys()
+    assert all(compiled[name] == pytest.approx(plain[name], rel=0.01) for name in ("loss", "bpp", "mse", "gradient_norm"))
 
 
 def test_nothing_to_train_on(tmp_path):

@@ -57,9 +57,8 @@ class _Halves(torch.autograd.Function):
 
 
 class _Forward(nn.Module):
-    """The model's forward pass as tensors in and out, for DistributedDataParallel and torch.compile. In `half`,
-    convolutions and linear layers run in bfloat16, as autocast lets them, the gradients of the former's weights on
-    `branches`.
+    """The model's forward pass as tensors in and out, for DistributedDataParallel. In `half`, convolutions and linear
+    layers run in bfloat16, as autocast lets them; the gradients of their weights are awaited on `branches`.
     """
 
     def __init__(self, model: CompressionModel, *, half: bool, branches: Branches = Branches()) -> None:
@@ -71,8 +70,7 @@ class _Forward(nn.Module):
             if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in FLOAT32
             for kind in ("weight", "bias")
         ]
-        if branches.streams:
-            branch_convolutions(model, {name.rpartition(".")[0] for name in self.halved}, branches)
+        self.convolutions = {name.removesuffix(".weight") for name in self.halved if name.endswith(".weight")}
 
     def forward(self, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
         own = [self.model.get_parameter(name) for name in self.halved]
@@ -121,8 +119,12 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.branches = Branches(config.branches if cuda else 0)
         self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=self.branches)
-        if config.compiled:
-            self.forward.compile(dynamic=False)
+        compiled = ("g_a", "g_s") if config.compiled else ()
+        for name in compiled:
+            self.model.get_submodule(name).compile(dynamic=False)
+        if self.branches.streams:
+            others = {name for name in self.forward.convolutions if not name.startswith(compiled)}
+            branch_convolutions(self.model, others, self.branches)
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.capture = cuda and world == 1 and config.graph
