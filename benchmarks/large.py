@@ -1,6 +1,6 @@
 """Large pictures: what tiling costs, what seams show, and the memory and time of 100 megapixels.
 
-    python benchmarks/large.py PICTURE... [--tile 1024] [--megapixels 100] [-o results/large.json]
+    python benchmarks/large.py PICTURE... [--tile 1024] [--megapixels 100] [--effort 0] [-o results/large.json]
 
 For each picture: files in tiles against files in one piece at four qualities (BD-rate, cubic), and PSNR within 8 pixels of
 the tiles' edges against elsewhere, both ways. Then, in processes of their own, `mlic encode` and `mlic decode` of a picture
@@ -40,13 +40,13 @@ def seam_gap(error: np.ndarray, tile: int) -> float:
     return float(10 * np.log10(error[near].mean() / error[~near].mean()))
 
 
-def cost_of_tiles(path: Path, tile: int) -> dict:
+def cost_of_tiles(path: Path, tile: int, effort: int | None) -> dict:
     model, picture = load_model("fast"), read_picture(path)
     curves: dict[str, list] = {"one": [], "tiles": []}
     gaps: dict[str, list] = {"one": [], "tiles": []}
     for quality in QUALITIES:
         for name, side in (("one", 0), ("tiles", tile)):
-            coded = encode_picture(model, picture, quality, tile=side, reconstruct=True)
+            coded = encode_picture(model, picture, quality, tile=side, effort=effort, reconstruct=True)
             error = (coded.reconstruction.astype(np.float32) - picture.pixels).__pow__(2).mean(2)
             bpp = 8 * len(coded.data) / error.size
             curves[name].append((bpp, psnr(coded.reconstruction, picture.pixels)))
@@ -58,7 +58,7 @@ def cost_of_tiles(path: Path, tile: int) -> dict:
     return row
 
 
-def command(*arguments: str | Path) -> dict:
+def command(*arguments: str | Path | int) -> dict:
     """Seconds and peak MiB of a command."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "mlic", *map(str, arguments)])
@@ -68,7 +68,7 @@ def command(*arguments: str | Path) -> dict:
     return {"seconds": round(time.perf_counter() - started, 1), "peak_mib": usage.ru_maxrss // 1024}
 
 
-def giant(paths: list[Path], megapixels: float, folder: Path) -> dict:
+def giant(paths: list[Path], megapixels: float, effort: int | None, folder: Path) -> dict:
     side = int((megapixels * 1e6 / 12) ** 0.5)
     width, height = 4 * side, 3 * side
     mosaic, x, y, row = Image.new("RGB", (width, height)), 0, 0, 0
@@ -83,7 +83,8 @@ def giant(paths: list[Path], megapixels: float, folder: Path) -> dict:
             x, y, row = 0, y + row, 0
     mosaic.save(folder / "giant.png", compress_level=1)
     rows = {"megapixels": width * height / 1e6}
-    rows["encode"] = command("encode", folder / "giant.png", "-o", folder / "giant.mlic")
+    search = [] if effort is None else ["--effort", effort]
+    rows["encode"] = command("encode", folder / "giant.png", "-o", folder / "giant.mlic", *search)
     rows["bytes"] = (folder / "giant.mlic").stat().st_size
     rows["decode"] = command("decode", folder / "giant.mlic", "-o", folder / "back.png")
     rows["decode 1/8"] = command("decode", folder / "giant.mlic", "-o", folder / "small.png", "--scale", "1/8")
@@ -97,14 +98,15 @@ def giant(paths: list[Path], megapixels: float, folder: Path) -> dict:
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--tile", default=1024, show_default=True, help="Side in pixels; 0: leave the cost of tiles out.")
 @click.option("--megapixels", default=100.0, show_default=True, help="0: leave the giant out.")
+@click.option("--effort", type=int, help="Passes of search; the encoder's default if nothing is said.")
 @click.option("-o", "--output", type=click.Path(path_type=Path))
-def main(pictures: tuple[Path, ...], tile: int, megapixels: float, output: Path | None) -> None:
-    results: dict = {}
+def main(pictures: tuple[Path, ...], tile: int, megapixels: float, effort: int | None, output: Path | None) -> None:
+    results: dict = {"weights": load_model("fast").digest.hex(), "effort": effort}
     if tile:
-        results["tiles"] = [cost_of_tiles(path, tile) for path in pictures]
+        results["tiles"] = [cost_of_tiles(path, tile, effort) for path in pictures]
     if megapixels:
         with tempfile.TemporaryDirectory() as folder:
-            results["giant"] = giant(list(pictures), megapixels, Path(folder))
+            results["giant"] = giant(list(pictures), megapixels, effort, Path(folder))
     if output:
         output.write_text(json.dumps(results, indent=1) + "\n")
 
