@@ -40,7 +40,7 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--save-every", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds.")
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for g_a and g_s.")
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
-@click.option("--branches", default=0, show_default=True, help="CUDA streams for gradients that nothing waits for.")
+@click.option("--branches", default=0, show_default=True, type=click.IntRange(0), help="CUDA streams beside the first.")
 @click.option("--seed", default=0, show_default=True, type=int)
 @device_option
 @threads_option
