@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mlic.branches import Branches, branch_convolutions
@@ -36,7 +37,7 @@ def test_gradients_are_the_convolutions_own():
 
 
 class Streams:
-    """In place of torch.cuda's streams: notes who waited for whom, and on which stream a convolution's gradient came."""
+    """In place of torch.cuda's streams: notes who waited for whom."""
 
     def __init__(self, monkeypatch) -> None:
         self.events: list[tuple[str, str]] = []
@@ -74,6 +75,14 @@ def test_streams_wait_for_each_other(monkeypatch):
     assert streams.events == [("main", "a"), ("main", "b")]
 
 
+def test_gradients_of_weights_come_from_branches(monkeypatch):
+    streams = Streams(monkeypatch)
+    branches, model = Branches(2), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    branch_convolutions(model, {"0", "1"}, branches)
+    model(torch.randn(1, 3, 4, 4)).sum().backward()
+    assert streams.events == [("b", "main"), ("a", "main")]
+
+
 def test_optimiser_joins_what_it_branches(monkeypatch):
     streams = Streams(monkeypatch)
     weights = [nn.Parameter(torch.randn(4, size)) for size in (4, 400, 2000)]  # buckets of their own
@@ -87,8 +96,6 @@ def test_optimiser_joins_what_it_branches(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("graph", [False, True])
 def test_steps_on_cuda_are_those_of_one_stream(tmp_path, small_models, photo, graph):
-    from PIL import Image
-
     Image.fromarray(photo).save(tmp_path / "a.png")
 
     def weights(branches: int) -> list[torch.Tensor]:

@@ -155,11 +155,14 @@ def encode_picture(
         return CodedTile(checksum=checksum, escapes=escapes, stream=stream), y_hat.float() if reconstruct else None
 
     coded, y_hats = [], {}
+    pixels = np.empty((height, width, 3), picture.pixels.dtype) if reconstruct else None
     with Workers(len(tiles), model.prior.median.device, progress) as workers:
         for box, (one, y_hat) in zip(tiles, workers.map(code_tile, tiles)):
             coded.append(one)
             y_hats[box] = y_hat
             workers.tick()
+        if reconstruct:  # side by side, as the decoder does: other thread counts may change a pixel's last bit
+            list(workers.map(lambda box: synthesise(model, y_hats, box.cut(whole), whole, level, pixels, whole), tiles))
     file = MlicFile(
         width=width,
         height=height,
@@ -176,11 +179,6 @@ def encode_picture(
         exif=picture.exif,
         xmp=picture.xmp,
     )
-    pixels = None
-    if reconstruct:
-        pixels = np.empty((height, width, 3), picture.pixels.dtype)
-        for box in tiles:
-            synthesise(model, y_hats, box.cut(whole), whole, level, pixels, whole)
     return Encoded(file.to_bytes(), pixels)
 
 

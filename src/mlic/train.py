@@ -70,7 +70,6 @@ class _Forward(nn.Module):
             if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in FLOAT32
             for kind in ("weight", "bias")
         ]
-        self.convolutions = {name.removesuffix(".weight") for name in self.halved if name.endswith(".weight")}
 
     def forward(self, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
         own = [self.model.get_parameter(name) for name in self.halved]
@@ -123,7 +122,7 @@ class Trainer:
         for name in compiled:
             self.model.get_submodule(name).compile(dynamic=False)
         if self.branches.streams:
-            others = {name for name in self.forward.convolutions if not name.startswith(compiled)}
+            others = {name.rpartition(".")[0] for name in self.forward.halved if not name.startswith(compiled)}
             branch_convolutions(self.model, others, self.branches)
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
