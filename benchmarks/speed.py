@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import torch
 from mlic import codec
 from mlic.cli import _tune_malloc
 from mlic.coder import SymbolDecoder, SymbolEncoder
+from mlic.coding_process import peak_memory_mib
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
 from mlic.model import CompressionModel, build_model
@@ -93,7 +93,7 @@ def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
     }
     for verb, all_splits in runs.items():
         result[verb] = {part: statistics.median(split[part] for split in all_splits[1:]) for part in all_splits[0]}
-    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_mib"] = peak_memory_mib()
     return result
 
 

@@ -163,9 +163,10 @@ def test_file_size_is_the_estimate(small_models, name):
 def test_softmax_attention_needs_memory_in_proportion_to_length():
     """In a process of its own: 16,384 positions would need 1 GiB for each head's scores."""
     code = (
-        "import resource, torch; from mlic.context import SoftmaxAttention; torch.set_num_threads(1)\n"
+        "import torch; from mlic.coding_process import peak_memory_mib; from mlic.context import SoftmaxAttention\n"
+        "torch.set_num_threads(1)\n"
         "with torch.inference_mode(): SoftmaxAttention(2)(*torch.randn(3, 1, 8, 16384))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "print(peak_memory_mib())"
     )
     used = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert int(used) < 1024  # MiB, torch included
+    assert float(used) < 1024  # MiB, torch included, but not what these tests hold
