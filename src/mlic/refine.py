@@ -1,17 +1,20 @@
 """The encoder's search: where the latent of one picture should lie, given what the decoder makes of it.
 
 g_a gives latents that are good for pictures in general. For the picture at hand the decoder can be asked: how the error of
-the decoded picture and the bits move with each value of y_hat. A few steps along these gradients make files smaller; the
-decoder knows nothing of them. After Campos et al. (CVPR Workshops 2019) and Yang et al. (NeurIPS 2020), who optimise
-latents for hundreds of steps of an optimiser that knows no scale; here a step's length is known, see `CURVATURE`.
+the decoded picture and the bits move with each value of y_hat and z_hat. A few steps along these gradients make files
+smaller; the decoder knows nothing of them. After Campos et al. (CVPR Workshops 2019) and Yang et al. (NeurIPS 2020), who
+optimise latents for hundreds of steps of an optimiser that knows no scale; here a step's length is known, see `CURVATURE`.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
-from .model import CompressionModel, level_lambda
+from .model import STRIDE, CompressionModel, level_lambda
+from .prior import GaussianPrior
 from .strategies import Relaxed
 from .tiles import LATENT, Box
 
@@ -20,8 +23,11 @@ MAX_EFFORT = 20
 # Of lambda times the squared error of the picture, in bits, by a value of y. The gains make a step of one right for the
 # level, so it is the same at all of them: 12 / ln 2 = 17.3 by high-rate theory, 18 to 20 with the packaged weights.
 CURVATURE = 19.0
+# The same by a value of z, of RATE_WEIGHT times the bits, times lambda^-1/4: found by trying, as are the numbers below.
+HYPER_CURVATURE = 2.8
 FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
+ERROR_BITS = 18.0  # as in the config, where it is 15: the search has moved values towards zero already
 
 
 def passes_of(model: CompressionModel, effort: int | None) -> int:
@@ -40,7 +46,8 @@ def passes_of(model: CompressionModel, effort: int | None) -> int:
 def choose_latents(
     model: CompressionModel, x: Tensor, level: Tensor | None, passes: int, *, part: Box, seen: Box, whole: Box
 ) -> tuple[Tensor, Tensor]:
-    """What a file should hold of one part of a picture: y (1, M, h/16, w/16), before it is rounded, and z.
+    """What a file should hold of one part of a picture: y (1, M, h/16, w/16) and z (1, N, h/64, w/64), before they are
+    rounded; y as `symbol_choice` says.
 
     `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64 where
     there are passes. The search is for all of it, as if it were coded together. `whole` is the picture without padding;
@@ -48,33 +55,47 @@ def choose_latents(
     """
     y = model.analyse(x, level)
     place = (..., *part.within(seen, LATENT))
-    z = model.h_a(y[place])
-    if passes:
-        inside = (..., *seen.cut(whole).within(seen))
-        with torch.inference_mode(False), torch.enable_grad():
-            y = _search(model, x.clone(), y.clone(), level.clone(), passes, inside)
-    return y[place], z
+    if not passes:
+        return y[place], model.h_a(y[place])
+    inside = (..., *seen.cut(whole).within(seen))
+    own, start = model.h_a(y[place]), model.h_a(y)  # at a tile's edges h_a sees other things
+    with torch.inference_mode(False), torch.enable_grad():
+        y, z = _search(model, x.clone(), y.clone(), start.clone(), level.clone(), passes, inside)
+    return y[place], own + (z - start)[(..., *part.within(seen, STRIDE))]
 
 
-def _search(model: CompressionModel, x: Tensor, y: Tensor, level: Tensor, passes: int, inside: tuple) -> Tensor:
-    """A better y for x; `inside` are the pixels of x that count."""
-    z = model.h_a(y).detach()
-    bits_per_error = level_lambda(model.config, level) * 255**2 / 3
-    best = target = y
+def symbol_choice(model: CompressionModel, passes: int) -> GaussianPrior:
+    """The prior that rounds y after so many passes."""
+    if not passes or model.gaussian.error_bits is None:
+        return model.gaussian
+    choice = copy.copy(model.gaussian)  # the same buffers
+    choice.error_bits = ERROR_BITS
+    return choice
+
+
+def _search(
+    model: CompressionModel, x: Tensor, y: Tensor, z: Tensor, level: Tensor, passes: int, inside: tuple
+) -> tuple[Tensor, Tensor]:
+    """A better y and z for x; `inside` are the pixels of x that count."""
+    lmbda, choice = level_lambda(model.config, level), symbol_choice(model, passes)
+    bits_per_error, curvatures = lmbda * 255**2 / 3, (CURVATURE, HYPER_CURVATURE * lmbda**-0.25)
+    now = best = target = (y, z)
     lowest, length = float("inf"), FIRST_STEP
     for left in range(passes, 0, -1):
-        relaxed = Relaxed(y, z, model.config.slices, model.gaussian)
+        relaxed = Relaxed(*now, model.config.slices, choice)
         x_hat = model.synthesise(model.code(relaxed, level), level)
         error = bits_per_error * (x_hat - x)[inside].square().sum()
-        bits = relaxed.y_bits
-        slopes = torch.autograd.grad(error + RATE_WEIGHT * bits, relaxed.values)
+        bits = relaxed.y_bits + relaxed.z_bits
+        *slopes, z_slope = torch.autograd.grad(error + RATE_WEIGHT * bits, [*relaxed.values, relaxed.z_hat])
         cost = (error + bits).item()
         if cost < lowest:
-            lowest, best = cost, y
-            target = relaxed.whole(relaxed.values).detach() - relaxed.whole(slopes) / CURVATURE
+            lowest, best = cost, now
+            at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
+            downhill = zip(at, (relaxed.whole(slopes), z_slope), curvatures)
+            target = tuple(value - slope / curvature for value, slope, curvature in downhill)
         elif left == 1:
             return best
         else:  # the step was too long: half of it, from where it began
             length /= 2
-        y = best + length * left / passes * (target - best)
-    return y
+        now = tuple(start + length * left / passes * (end - start) for start, end in zip(best, target))
+    return now

@@ -95,14 +95,20 @@ class Estimate:
 
 
 class Relaxed(Estimate):
-    """The rounded estimate, whose `y_bits` and y_hat can be differentiated by `values`: what y_hat is made of before the
-    latent residual predictions, in coding order, at the symbols that a file would hold.
+    """The rounded estimate, whose bits and y_hat can be differentiated by `z_hat` and by `values`: what y_hat is made of
+    before the latent residual predictions, in coding order, at the symbols that a file would hold.
     """
 
+    z_hat: Tensor
+
     def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior) -> None:
-        super().__init__(y, z, slices, gaussian, noisy=False)
+        super().__init__(y, z.detach().requires_grad_(), slices, gaussian, noisy=False)
         self.values: list[Tensor] = []
         self.parts: list[tuple[int, bool | Step]] = []
+
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
+        self.z_hat = super().hyper(prior, level)
+        return self.z_hat
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():

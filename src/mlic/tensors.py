@@ -16,7 +16,7 @@ from .decoding import arithmetic, check_plausible, check_quality, decode_file, l
 from .errors import MlicError, PictureError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture
-from .refine import choose_latents, passes_of
+from .refine import choose_latents, passes_of, symbol_choice
 from .saving import grey_of
 from .strategies import Read, Write
 from .tiles import Box, default_side
@@ -92,8 +92,8 @@ def encode_batch(
     ]
     y, z = (torch.cat(some) for some in zip(*latents))
     check_finite(y, z)
-    encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
-    coding.code(Write(y, z, network.config.slices, network.gaussian, encoders), level)
+    choice, encoders = symbol_choice(network, passes), [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
+    coding.code(Write(y, z, network.config.slices, choice, encoders), level)
     files = []
     for encoder in encoders:
         stream, escapes, checksum = encoder.finish()
