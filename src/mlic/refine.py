@@ -27,7 +27,7 @@ CURVATURE = 19.0
 HYPER_CURVATURE = 2.8
 FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
-ERROR_BITS = 18.0  # as in the config, where it is 15: the search has moved values towards zero already
+ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
 
 
 def passes_of(model: CompressionModel, effort: int | None) -> int:
@@ -65,8 +65,8 @@ def choose_latents(
 
 
 def symbol_choice(model: CompressionModel, passes: int) -> GaussianPrior:
-    """The prior that rounds y after so many passes."""
-    if not passes or model.gaussian.error_bits is None:
+    """The prior that chooses y's symbols during and after so many passes."""
+    if passes < LONG or model.gaussian.error_bits is None:
         return model.gaussian
     choice = copy.copy(model.gaussian)  # the same buffers
     choice.error_bits = ERROR_BITS
