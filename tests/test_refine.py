@@ -119,6 +119,18 @@ def test_a_step_that_does_not_help_is_taken_back(model, photo, monkeypatch):
     assert encode_picture(model, Picture(photo), 60, effort=5).data == plain
 
 
+def test_no_value_goes_far_in_one_pass(model, photo, monkeypatch):
+    """However steep the slope: the picture would break there, and the pass be lost for all the others."""
+    monkeypatch.setattr(refine, "CURVATURE", 1e-3)
+    monkeypatch.setattr(refine, "HYPER_CURVATURE", 1e-3)
+    x, level, all_of_it = as_tensor(photo[:64, :64]), torch.tensor([40.0]), Box(0, 0, 64, 64)
+    before, after = (
+        choose_latents(model, x, level, passes, part=all_of_it, seen=all_of_it, whole=all_of_it) for passes in (0, 1)
+    )
+    for start, end in zip(before, after):  # a symbol may lie 1 from the value, where fewer bits made it smaller
+        assert 0.5 < (end - start).abs().max() < refine.FIRST_STEP * (refine.LONGEST + 1)
+
+
 def test_what_is_differentiated_is_the_estimate(small_models):
     """Bits, y_hat and symbols are those of the rounded estimate; `whole` puts the values where y_hat has them."""
     model = small_models["fast"]

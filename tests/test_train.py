@@ -3,9 +3,9 @@
 import copy
 import csv
 import dataclasses
+import functools
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -380,9 +380,12 @@ def test_halved_weights_and_their_gradients(config):
         assert w.grad.dtype == torch.float32 and (w.grad == i + 2).all()
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
-def test_compiled_transforms(folder, tmp_path, config):
-    """They give the steps that others give, with the weights that are put in for a step, too."""
+def test_compiled(folder, tmp_path, config, monkeypatch):
+    """All of a step is one graph and gives what the step does by itself. What turns the graph into kernels is left out:
+    for CPUs, that takes longer than all other tests.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = dataclasses.replace(config, slices=config.slices[:2])  # all parts are there, and tracing takes its time
 
     def measures(compiled: bool) -> dict[str, float]:
         trainer = Trainer(settings(folder, tmp_path, config, bf16=True, compiled=compiled))
@@ -392,7 +395,7 @@ def test_compiled_transforms(folder, tmp_path, config):
 
     plain, before = measures(False), counters["stats"]["unique_graphs"]
     compiled = measures(True)
-    assert counters["stats"]["unique_graphs"] == before + 2 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == before + 1 and not counters["graph_break"]
     assert compiled["skipped"] == 0 and compiled.keys() == plain.keys()
     assert all(compiled[name] == pytest.approx(plain[name], rel=0.01) for name in ("loss", "bpp", "mse", "gradient_norm"))
 

@@ -42,6 +42,8 @@ def pack(x: Tensor, part: bool | Step) -> Tensor:
         return x[:, :, 1::2, ::2]
     if isinstance(part, Step):
         return pack(even_anchors(x), part is FIRST)
+    if torch.compiler.is_compiling():  # it fuses what it understands, which strides are not
+        return torch.stack([x[:, :, ::2, part::2], x[:, :, 1::2, 1 - part :: 2]], 3).flatten(2, 3)
     return _Pack.apply(x, part) if x.requires_grad else _pack(x, part)
 
 
@@ -56,6 +58,10 @@ def unpack(packed: Tensor, part: bool | Step) -> Tensor:
         out = plane.new_zeros(*plane.shape[:2], 2 * plane.shape[2], 2 * plane.shape[3])
         (out[:, :, 1::2, ::2] if part is THIRD else even_anchors(out)).copy_(plane)
         return out
+    if torch.compiler.is_compiling():
+        twice = packed[..., None].expand(*packed.shape, 2).flatten(3)
+        row, column = (torch.arange(size, device=packed.device) for size in twice.shape[2:])
+        return twice.where((row[:, None] + column) % 2 == part, 0)
     return _Unpack.apply(packed, part) if packed.requires_grad else _unpack(packed, part)
 
 

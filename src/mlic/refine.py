@@ -26,6 +26,7 @@ CURVATURE = 19.0
 # The same by a value of z, of RATE_WEIGHT times the bits, times lambda^-1/4: found by trying, as are the numbers below.
 HYPER_CURVATURE = 2.8
 FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
+LONGEST = 2.0  # way to go: a slope that asks for more, up to 50 on some pictures, has left its parabola
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
 
@@ -58,7 +59,8 @@ def choose_latents(
     if not passes:
         return y[place], model.h_a(y[place])
     inside = (..., *seen.cut(whole).within(seen))
-    own, start = model.h_a(y[place]), model.h_a(y)  # at a tile's edges h_a sees other things
+    start = model.h_a(y)
+    own = start if part == seen else model.h_a(y[place])  # at a tile's edges h_a sees other things
     with torch.inference_mode(False), torch.enable_grad():
         y, z = _search(model, x.clone(), y.clone(), start.clone(), level.clone(), passes, inside)
     return y[place], own + (z - start)[(..., *part.within(seen, STRIDE))]
@@ -92,7 +94,7 @@ def _search(
             lowest, best = cost, now
             at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
             downhill = zip(at, (relaxed.whole(slopes), z_slope), curvatures)
-            target = tuple(value - slope / curvature for value, slope, curvature in downhill)
+            target = tuple(value - (slope / curvature).clamp(-LONGEST, LONGEST) for value, slope, curvature in downhill)
         elif left == 1:
             return best
         else:  # the step was too long: half of it, from where it began

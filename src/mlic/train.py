@@ -117,13 +117,12 @@ class Trainer:
             self.bank.count(config.last_crop)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.branches = Branches(config.branches if cuda else 0)
-        self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=self.branches)
-        compiled = ("g_a", "g_s") if config.compiled else ()
-        for name in compiled:
-            self.model.get_submodule(name).compile(dynamic=False)
-        if self.branches.streams:
-            others = {name.rpartition(".")[0] for name in self.forward.halved if not name.startswith(compiled)}
-            branch_convolutions(self.model, others, self.branches)
+        beside = Branches() if config.compiled else self.branches
+        self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=beside)
+        if config.compiled:
+            self.forward.compile(dynamic=False, fullgraph=True)
+        elif self.branches.streams:
+            branch_convolutions(self.model, {name.rpartition(".")[0] for name in self.forward.halved}, self.branches)
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.capture = cuda and world == 1 and config.graph

@@ -40,7 +40,7 @@ class TrainConfig:
     seed: int = 0
     threads: int | None = None
     bf16: bool = True
-    compiled: bool = False  # g_a and g_s, by torch.compile
+    compiled: bool = False  # forward and backward pass, by torch.compile
     graph: bool = True  # capture the step as a CUDA graph
     branches: int = 0  # streams of a CUDA device for what nothing waits for, see branches.py
     save_every: float = 300.0  # seconds
