@@ -59,9 +59,9 @@ def unpack(packed: Tensor, part: bool | Step) -> Tensor:
         (out[:, :, 1::2, ::2] if part is THIRD else even_anchors(out)).copy_(plane)
         return out
     if torch.compiler.is_compiling():
-        twice = packed[..., None].expand(*packed.shape, 2).flatten(3)
-        row, column = (torch.arange(size, device=packed.device) for size in twice.shape[2:])
-        return twice.where((row[:, None] + column) % 2 == part, 0)
+        out = packed.new_zeros(*packed.shape[:3], 2 * packed.shape[3])
+        out[:, :, ::2, part::2], out[:, :, 1::2, 1 - part :: 2] = packed[:, :, ::2], packed[:, :, 1::2]
+        return out
     return _Unpack.apply(packed, part) if packed.requires_grad else _unpack(packed, part)
 
 

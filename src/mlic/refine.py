@@ -26,7 +26,7 @@ CURVATURE = 19.0
 # The same by a value of z, of RATE_WEIGHT times the bits, times lambda^-1/4: found by trying, as are the numbers below.
 HYPER_CURVATURE = 2.8
 FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
-LONGEST = 2.0  # way to go: a slope that asks for more, up to 50 on some pictures, has left its parabola
+LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 50, has left its parabola
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
 
@@ -56,11 +56,11 @@ def choose_latents(
     """
     y = model.analyse(x, level)
     place = (..., *part.within(seen, LATENT))
+    own = model.h_a(y[place])
     if not passes:
-        return y[place], model.h_a(y[place])
+        return y[place], own
     inside = (..., *seen.cut(whole).within(seen))
-    start = model.h_a(y)
-    own = start if part == seen else model.h_a(y[place])  # at a tile's edges h_a sees other things
+    start = own if part == seen else model.h_a(y)  # at a tile's edges h_a sees other things
     with torch.inference_mode(False), torch.enable_grad():
         y, z = _search(model, x.clone(), y.clone(), start.clone(), level.clone(), passes, inside)
     return y[place], own + (z - start)[(..., *part.within(seen, STRIDE))]

@@ -117,12 +117,12 @@ class Trainer:
             self.bank.count(config.last_crop)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.branches = Branches(config.branches if cuda else 0)
-        beside = Branches() if config.compiled else self.branches
-        self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=beside)
+        branches = Branches() if config.compiled else self.branches  # a compiled graph has none of its own
+        self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=branches)
+        if branches.streams:
+            branch_convolutions(self.model, {name.rpartition(".")[0] for name in self.forward.halved}, branches)
         if config.compiled:
             self.forward.compile(dynamic=False, fullgraph=True)
-        elif self.branches.streams:
-            branch_convolutions(self.model, {name.rpartition(".")[0] for name in self.forward.halved}, self.branches)
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.capture = cuda and world == 1 and config.graph
