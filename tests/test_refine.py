@@ -16,7 +16,7 @@ from mlic.codec import decode_picture, encode_picture, level_tensor, quality_cod
 from mlic.container import MlicFile
 from mlic.model import level_lambda
 from mlic.pictures import Picture
-from mlic.refine import choose_latents, passes_of
+from mlic.refine import Search
 from mlic.strategies import Estimate, Relaxed
 from mlic.tiles import Box
 from mlic.weights import load_model
@@ -60,6 +60,25 @@ def test_tiles_gain_as_well_and_decode(model):
     assert costs[1] < 0.972 * costs[0]
 
 
+def test_blocks_gain_nearly_as_much_as_the_whole(model, monkeypatch):
+    """And no search sees more than a block with its neighbours, however large the tile."""
+    with Image.open(SAMPLE) as image:
+        scene = np.array(image.convert("RGB").crop((150, 100, 342, 228)))
+    sizes, search = [], Search._search
+
+    def recorded(self, x, *rest):
+        sizes.append(tuple(x.shape[2:]))
+        return search(self, x, *rest)
+
+    monkeypatch.setattr(Search, "_search", recorded)
+    costs = []
+    for block, effort in ((768, 0), (768, 2), (128, 2)):
+        monkeypatch.setattr(refine, "BLOCK", block)
+        costs.append(cost(model, encode_picture(model, Picture(scene), 60, effort=effort, reconstruct=True), scene, 60))
+    assert sizes == [(128, 192), (128, 128), (128, 192)]
+    assert costs[0] - costs[2] > 0.8 * (costs[0] - costs[1]) > 0.02 * costs[0]
+
+
 @pytest.mark.parametrize("quality", [30, 60])
 def test_the_hyper_latent_is_searched_as_well(model, monkeypatch, quality):
     with Image.open(SAMPLE) as image:
@@ -93,7 +112,7 @@ def test_the_part_beside_a_tile_counts(model, photo):
         if column:
             other[..., column : column + 8] += 0.2
         # one pass: whether a second is kept depends on the whole
-        chosen.append(choose_latents(blind, other, level, 1, part=part, seen=seen, whole=seen)[0])
+        chosen.append(Search(blind, 1).latents(other, level, part=part, seen=seen, whole=seen)[0])
     assert chosen[0].shape[3] == 4
     assert (chosen[0] - chosen[1]).abs().max() > 0.01
     assert (chosen[0] - chosen[2]).abs().max() < 0.01
@@ -106,7 +125,7 @@ def test_errors_beyond_the_picture_do_not_count(model, photo):
     blind = Blind(model, model.analyse(x, level))
 
     def chosen(x, whole):
-        return choose_latents(blind, x, level, 2, part=seen, seen=seen, whole=whole)[0]
+        return Search(blind, 2).latents(x, level, part=seen, seen=seen, whole=whole)[0]
 
     assert torch.equal(chosen(x, Box(0, 0, 40, 64)), chosen(other, Box(0, 0, 40, 64)))
     assert not torch.equal(chosen(x, seen), chosen(other, seen))
@@ -125,7 +144,7 @@ def test_no_value_goes_far_in_one_pass(model, photo, monkeypatch):
     monkeypatch.setattr(refine, "HYPER_CURVATURE", 1e-3)
     x, level, all_of_it = as_tensor(photo[:64, :64]), torch.tensor([40.0]), Box(0, 0, 64, 64)
     before, after = (
-        choose_latents(model, x, level, passes, part=all_of_it, seen=all_of_it, whole=all_of_it) for passes in (0, 1)
+        Search(model, passes).latents(x, level, part=all_of_it, seen=all_of_it, whole=all_of_it) for passes in (0, 1)
     )
     for start, end in zip(before, after):  # a symbol may lie 1 from the value, where fewer bits made it smaller
         assert 0.5 < (end - start).abs().max() < refine.FIRST_STEP * (refine.LONGEST + 1)
@@ -181,8 +200,8 @@ def test_the_slope_of_the_bits_is_that_of_a_difference(small_models):
 
 
 def test_efforts_that_cannot_be(model, small_models, photo):
-    assert passes_of(model, None) == refine.EFFORT and passes_of(small_models["mlic"], None) == 0
-    assert passes_of(small_models["mlic"], 0) == 0
+    assert Search(model, None).passes == refine.EFFORT and Search(small_models["mlic"], None).passes == 0
+    assert Search(small_models["mlic"], 0).passes == 0
     for effort in (-1, 21, 1.5, "3"):
         with pytest.raises(ValueError, match="effort must be a whole number from 0 to 20"):
             mlic.encode(photo, effort=effort)

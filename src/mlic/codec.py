@@ -31,7 +31,7 @@ from .decoding import arithmetic, decode_file, decode_picture, level_tensor, pri
 from .errors import PictureError, WeightsError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture, to_pillow
-from .refine import choose_latents, passes_of, symbol_choice
+from .refine import Search
 from .strategies import Estimate, Write
 from .tiles import Box, Progress, Workers, around, boxes, default_side
 from .weights import load_model
@@ -139,18 +139,18 @@ def encode_picture(
         raise ValueError(f"tiles have sides of a multiple of {TILE_UNIT} pixels, up to {MAX_SIDE}, not {tile}")
     side = default_side(height, width) if tile is None else tile
     code = quality_code(model, quality)
-    level, coding, passes = level_tensor(model, code), arithmetic(model, exact), passes_of(model, effort)
-    choice, whole = symbol_choice(model, passes), Box(0, 0, height, width)
+    level, coding, search = level_tensor(model, code), arithmetic(model, exact), Search(model, effort)
+    whole = Box(0, 0, height, width)
     tiles = [box.aligned(STRIDE) for box in boxes(height, width, side)]
 
     def code_tile(box: Box) -> tuple[CodedTile, Tensor | None]:
         seen = around(model.config, box, whole)
-        seen = seen.aligned(STRIDE) if passes else seen
+        seen = seen.aligned(STRIDE) if search.passes else seen
         x = _to_tensor(model, picture.pixels, seen)
-        y, z = choose_latents(model, x, level, passes, part=box, seen=seen, whole=whole)
+        y, z = search.latents(x, level, part=box, seen=seen, whole=whole)
         check_finite(y, z)
         symbols = SymbolEncoder(model.tables, prior_row(model, code))
-        y_hat = coding.code(Write(y, z, model.config.slices, choice, [symbols]), level)
+        y_hat = coding.code(Write(y, z, model.config.slices, search.gaussian, [symbols]), level)
         stream, escapes, checksum = symbols.finish()
         return CodedTile(checksum=checksum, escapes=escapes, stream=stream), y_hat.float() if reconstruct else None
 
@@ -192,12 +192,12 @@ def estimate_bytes(
     effort: int | None = None,
 ) -> float:
     """The model's own estimate of a file's size, before tables, headers and rounding to bytes."""
-    level, passes = level_tensor(model, quality_code(model, quality)), passes_of(model, effort)
+    level, search = level_tensor(model, quality_code(model, quality)), Search(model, effort)
     whole = Box(0, 0, *picture.pixels.shape[:2])
     box = whole.aligned(STRIDE)
     x = _to_tensor(model, picture.pixels, box)
-    y, z = choose_latents(model, x, level, passes, part=box, seen=box, whole=whole)
-    estimate = Estimate(y, z, model.config.slices, symbol_choice(model, passes), noisy=False)
+    y, z = search.latents(x, level, part=box, seen=box, whole=whole)
+    estimate = Estimate(y, z, model.config.slices, search.gaussian, noisy=False)
     arithmetic(model, exact).code(estimate, level)
     return float(estimate.y_bits + estimate.z_bits) / 8
 

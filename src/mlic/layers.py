@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 import torch.nn.functional as F
@@ -32,23 +33,24 @@ def float32_region(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-class _LowerBound(torch.autograd.Function):
-    """max(x, bound) whose gradient still lets values under the bound move up (Balle et al. 2018)."""
+class _Bounded(torch.autograd.Function):
+    """Clamping whose gradient still lets values out of bounds move back in (Balle et al. 2018)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bound: float) -> Tensor:
+    def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.bound = bound
-        return x.clamp_min(bound)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
-        return grad * ((x >= ctx.bound) | (grad < 0)), None
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
+        inside = (x >= low) | (grad < 0)
+        return grad * (inside if math.isinf(high) else inside & ((x <= high) | (grad > 0))), None, None
 
 
-def lower_bound(x: Tensor, bound: float) -> Tensor:
-    return _LowerBound.apply(x, bound) if x.requires_grad else x.clamp_min(bound)
+def bounded(x: Tensor, low: float, high: float = math.inf) -> Tensor:
+    return _Bounded.apply(x, low, high) if x.requires_grad else x.clamp(low, high)
 
 
 class GDN(nn.Module):
@@ -67,8 +69,8 @@ class GDN(nn.Module):
         self.gamma = nn.Parameter((0.1 * torch.eye(channels) + self.PEDESTAL).sqrt())
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
-        beta = lower_bound(self.beta, (self.BETA_MIN + self.PEDESTAL) ** 0.5) ** 2 - self.PEDESTAL
-        gamma = lower_bound(self.gamma, self.PEDESTAL**0.5) ** 2 - self.PEDESTAL
+        beta = bounded(self.beta, (self.BETA_MIN + self.PEDESTAL) ** 0.5) ** 2 - self.PEDESTAL
+        gamma = bounded(self.gamma, self.PEDESTAL**0.5) ** 2 - self.PEDESTAL
         norm = F.conv2d(x * x, gamma[:, :, None, None], beta)
         return x * norm.sqrt() if self.inverse else x * norm.rsqrt()
 

@@ -7,6 +7,7 @@ Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024);
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,7 @@ class Bucket:
     """
 
     def __init__(self, parameters: list[nn.Parameter], short: int, long: int) -> None:
-        self.parameters = parameters
-        self.momentum = torch.zeros(len(parameters), short, long, device=parameters[0].device)
+        self.parameters, self.shape = parameters, (len(parameters), short, long)
 
     @staticmethod
     def of(parameter: nn.Parameter) -> tuple[int, int]:
@@ -67,13 +67,52 @@ class Bucket:
         return -(-short // 64) * 64, next(n for n in steps if n >= long)
 
     def views(self, filled: Tensor) -> list[Tensor]:
-        """A tensor like `momentum` -> each parameter's part of it, in the shape of `channels_last(parameter)`."""
+        """A tensor of the bucket's shape -> each parameter's part of it, in the shape of `channels_last(parameter)`."""
         parts = []
         for matrix, p in zip(filled, self.parameters):
             rows, columns = p.flatten(1).shape
             part = matrix[:rows, :columns] if rows <= columns else matrix[:columns, :rows].mT
             parts.append(part.unflatten(1, channels_last(p).shape[1:]))
         return parts
+
+
+class Layout:
+    """The buckets of a group of parameters as one vector, so that few kernels take gradients into it and steps out."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        in_order = sorted(parameters, key=Bucket.of)
+        self.buckets = [Bucket(list(same), *size) for size, same in itertools.groupby(in_order, key=Bucket.of)]
+        self.parameters = [p for bucket in self.buckets for p in bucket.parameters]
+        device, counts = parameters[0].device, [p.numel() for p in self.parameters]
+        self.sizes = [math.prod(bucket.shape) for bucket in self.buckets]
+        places = torch.arange(sum(self.sizes), device=device)
+        self.source = torch.full_like(places, sum(counts))  # of each element, in the gradients; past their end: nothing
+        for view, numbers in zip(self.views(self.source), torch.arange(sum(counts), device=device).split(counts)):
+            view.copy_(numbers.view(view.shape))
+        self.place = torch.cat([view.flatten() for view in self.views(places)])  # of each element of the gradients
+        self.momentum = torch.zeros(len(places), device=device)
+        self.factors = [
+            torch.tensor([max(p.flatten(1).shape) ** 0.5 for p in bucket.parameters], device=device)[:, None, None]
+            for bucket in self.buckets
+        ]
+
+    def filled(self, vector: Tensor) -> list[Tensor]:
+        """The vector -> (n, short, long) of each bucket, as views."""
+        return [part.view(bucket.shape) for part, bucket in zip(vector.split(self.sizes), self.buckets)]
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """The vector -> the views of all buckets, in the order of `parameters`."""
+        return [view for bucket, filled in zip(self.buckets, self.filled(vector)) for view in bucket.views(filled)]
+
+    def gradient(self) -> Tensor:
+        flat = [channels_last(p.grad).flatten() for p in self.parameters]
+        return torch.cat([*flat, flat[0].new_zeros(1)]).index_select(0, self.source)
+
+    def add(self, vector: Tensor) -> None:
+        """Add to the parameters what is for them in a vector."""
+        parts = vector.index_select(0, self.place).split([p.numel() for p in self.parameters])
+        own = [channels_last(p) for p in self.parameters]
+        torch._foreach_add_(own, [part.view(p.shape) for part, p in zip(parts, own)])
 
 
 class Muon(torch.optim.Optimizer):
@@ -86,42 +125,34 @@ class Muon(torch.optim.Optimizer):
         self.branches = branches
         first = self.param_groups[0]["params"][0]
         self.found_inf = torch.zeros((), device=first.device)
-        self._buckets: list[list[Bucket]] = []  # of each group; made in the first step, from the state if there is one
+        self._layouts: list[Layout] = []  # of each group; made in the first step, from the state if there is one
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self._buckets = []
+        self._layouts = []
 
-    def _fill_buckets(self) -> None:
+    def _lay_out(self) -> None:
         for group in self.param_groups:
-            in_order = sorted(group["params"], key=Bucket.of)
-            buckets = [Bucket(list(same), *size) for size, same in itertools.groupby(in_order, key=Bucket.of)]
-            for bucket in buckets:
-                for p, view in zip(bucket.parameters, bucket.views(bucket.momentum)):
-                    if self.state[p]:
-                        view.copy_(self.state[p]["momentum"])
-                    self.state[p]["momentum"] = view
-            self._buckets.append(buckets)
+            layout = Layout(group["params"])
+            for p, view in zip(layout.parameters, layout.views(layout.momentum)):
+                if self.state[p]:
+                    view.copy_(self.state[p]["momentum"])
+                self.state[p]["momentum"] = view
+            self._layouts.append(layout)
 
     @torch.no_grad()
     def step(self) -> None:
-        if not self._buckets:
-            self._fill_buckets()
+        if not self._layouts:
+            self._lay_out()
         keep = 1 - self.found_inf
-        for group, buckets in zip(self.param_groups, self._buckets):
-            for bucket in buckets:
+        for group, layout in zip(self.param_groups, self._layouts):
+            gradient = layout.gradient().where(keep > 0, 0)
+            momentum = layout.momentum.lerp(gradient, 1 - MOMENTUM)
+            towards = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
+            layout.momentum.lerp_(momentum, keep)
+            steps = []
+            for filled, factor in zip(layout.filled(towards), layout.factors):
                 with self.branches.branch():
-                    self._update(bucket, group["lr"], keep)
-        self.branches.join()
-
-    def _update(self, bucket: Bucket, lr: float | Tensor, keep: Tensor) -> None:
-        gradient = torch.zeros_like(bucket.momentum)
-        for p, view in zip(bucket.parameters, bucket.views(gradient)):
-            view.copy_(channels_last(p.grad))
-        gradient = gradient.where(keep > 0, 0)
-        momentum = bucket.momentum.lerp(gradient, 1 - MOMENTUM)
-        update = orthogonal(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
-        bucket.momentum.lerp_(momentum, keep)
-        update *= lr * keep * -ROOT_MEAN_SQUARE
-        for p, change in zip(bucket.parameters, bucket.views(update)):
-            channels_last(p).add_(change, alpha=max(p.flatten(1).shape) ** 0.5)
+                    steps.append((orthogonal(filled) * factor).flatten())
+            self.branches.join()
+            layout.add(torch.cat(steps) * (group["lr"] * keep * -ROOT_MEAN_SQUARE))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import float32_region, lower_bound
+from .layers import bounded, float32_region
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 LIKELIHOOD_MIN = 1e-9
@@ -79,28 +79,30 @@ class GaussianPrior(nn.Module):
         squared error costs (rate-distortion optimised quantisation, Karczewicz et al., VCEG-AH21, one step and one
         symbol at a time).
         """
-        nearest = residual.round()
         if self.error_bits is None:
-            return nearest
-        high, inverse = nearest.abs(), 2**-0.5 / self.sigma(scale)
-        below, middle, above = (torch.erfc((high + edge) * inverse) for edge in (-1.5, -0.5, 0.5))  # twice the mass beyond
-        saved = ((below - middle) / (middle - above).clamp_min(2 * LIKELIHOOD_MIN)).log2()
-        added = 2 * (residual.abs() - high) + 1  # (|r| - high + 1)^2 - (|r| - high)^2
-        return nearest - nearest.sign() * (saved > self.error_bits * added)
+            return residual.round()
+        size = residual.abs()
+        high, inverse = size.round(), 2**-0.5 / self.sigma(scale)
+        edges = torch.stack([high - 1.5, high - 0.5, high + 0.5])  # of the symbol below and of this one
+        beyond = torch.erfc(edges * inverse)  # twice the mass
+        below, own = beyond[:2] - beyond[1:]
+        saved = (below / own.clamp_min(2 * LIKELIHOOD_MIN)).log2()
+        added = 2 * (size - high) + 1  # (size - high + 1)^2 - (size - high)^2
+        return torch.where(saved > self.error_bits * added, high - 1, high).copysign(residual)
 
     def sigma(self, scale: Tensor) -> Tensor:
         """The standard deviation a raw scale stands for, float32."""
         scale = scale.float()
         if self.form == "log":
-            return (-lower_bound(-lower_bound(scale, math.log(SCALE_MIN)), -math.log(SCALE_MAX))).exp()
-        return lower_bound(scale, SCALE_MIN)
+            return bounded(scale, math.log(SCALE_MIN), math.log(SCALE_MAX)).exp()
+        return bounded(scale, SCALE_MIN)
 
     def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """P(bin of width 1 around `residual`), computed in float32."""
         residual, sigma = residual.float().abs(), self.sigma(scale)
         upper = 0.5 * torch.erfc(-(0.5 - residual) / sigma * 2**-0.5)
         lower = 0.5 * torch.erfc(-(-0.5 - residual) / sigma * 2**-0.5)
-        return lower_bound(upper - lower, LIKELIHOOD_MIN)
+        return bounded(upper - lower, LIKELIHOOD_MIN)
 
     def bits(self, symbols: Tensor, scale: Tensor, at: Tensor) -> Tensor:
         """-log2 of the likelihood of `symbols`, elementwise. Its gradient for `scale` is that of these, its gradient for
@@ -179,4 +181,4 @@ class FactorizedPrior(nn.Module):
             lower, upper = self.logits(edges.flatten(1)[:, None]).chunk(2, 2)
         sign = -torch.sign(lower + upper).detach()  # subtract on the side where the sigmoid keeps its digits
         mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
-        return lower_bound(mass.reshape(values.shape).transpose(0, 1), LIKELIHOOD_MIN)
+        return bounded(mass.reshape(values.shape).transpose(0, 1), LIKELIHOOD_MIN)

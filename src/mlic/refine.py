@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .model import STRIDE, CompressionModel, level_lambda
-from .prior import GaussianPrior
 from .strategies import Relaxed
 from .tiles import LATENT, Box
 
@@ -29,75 +28,94 @@ FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengt
 LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 50, has left its parabola
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
+# Pixels: larger parts are searched block by block, each with 64 pixels of its neighbours, so that memory stays bounded
+BLOCK = 768
 
 
-def passes_of(model: CompressionModel, effort: int | None) -> int:
-    """The number of passes; None: the default. Raises ValueError unless it is 0..20, and for a model with one rate, whose
-    lambda nobody knows, unless it is 0.
+def blocks(part: Box) -> list[Box]:
+    """A part of a picture in equal blocks of at most `BLOCK` pixels a side.
+
+    >>> blocks(Box(0, 1024, 512, 1792))
+    [Box(top=0, left=1024, bottom=512, right=1792)]
+    >>> [block.size for block in blocks(Box(0, 0, 704, 1024))]
+    [(704, 512), (704, 512)]
     """
-    if effort is None:
-        return EFFORT if model.config.variable_rate else 0
-    if not (isinstance(effort, int) and 0 <= effort <= MAX_EFFORT):
-        raise ValueError(f"effort must be a whole number from 0 to {MAX_EFFORT}, not {effort!r}")
-    if effort and not model.config.variable_rate:
-        raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
-    return effort
+
+    def cuts(start: int, stop: int) -> list[int]:
+        parts = -(-(stop - start) // BLOCK)
+        units = (stop - start) // STRIDE
+        return [start + i * units // parts * STRIDE for i in range(parts + 1)]
+
+    rows, columns = cuts(part.top, part.bottom), cuts(part.left, part.right)
+    return [Box(top, left, bottom, right) for top, bottom in zip(rows, rows[1:]) for left, right in zip(columns, columns[1:])]
 
 
-def choose_latents(
-    model: CompressionModel, x: Tensor, level: Tensor | None, passes: int, *, part: Box, seen: Box, whole: Box
-) -> tuple[Tensor, Tensor]:
-    """What a file should hold of one part of a picture: y (1, M, h/16, w/16) and z (1, N, h/64, w/64), before they are
-    rounded; y as `symbol_choice` says.
+class Search:
+    """The search with one model and so many passes, 0 to 20; None: the default. `gaussian` is the prior that chooses y's
+    symbols during and after it.
 
-    `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64 where
-    there are passes. The search is for all of it, as if it were coded together. `whole` is the picture without padding;
-    errors beyond it do not count.
+    Raises ValueError for other numbers, and for a model with one rate, whose lambda nobody knows, unless it is 0.
     """
-    y = model.analyse(x, level)
-    place = (..., *part.within(seen, LATENT))
-    own = model.h_a(y[place])
-    if not passes:
-        return y[place], own
-    inside = (..., *seen.cut(whole).within(seen))
-    start = own if part == seen else model.h_a(y)  # at a tile's edges h_a sees other things
-    with torch.inference_mode(False), torch.enable_grad():
-        y, z = _search(model, x.clone(), y.clone(), start.clone(), level.clone(), passes, inside)
-    return y[place], own + (z - start)[(..., *part.within(seen, STRIDE))]
 
+    def __init__(self, model: CompressionModel, effort: int | None) -> None:
+        variable = model.config.variable_rate
+        if effort is None:
+            effort = EFFORT if variable else 0
+        if not (isinstance(effort, int) and 0 <= effort <= MAX_EFFORT):
+            raise ValueError(f"effort must be a whole number from 0 to {MAX_EFFORT}, not {effort!r}")
+        if effort and not variable:
+            raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
+        self.model, self.passes, self.gaussian = model, effort, model.gaussian
+        if effort >= LONG and model.gaussian.error_bits is not None:
+            self.gaussian = copy.copy(model.gaussian)  # the same buffers
+            self.gaussian.error_bits = ERROR_BITS
 
-def symbol_choice(model: CompressionModel, passes: int) -> GaussianPrior:
-    """The prior that chooses y's symbols during and after so many passes."""
-    if passes < LONG or model.gaussian.error_bits is None:
-        return model.gaussian
-    choice = copy.copy(model.gaussian)  # the same buffers
-    choice.error_bits = ERROR_BITS
-    return choice
+    def latents(self, x: Tensor, level: Tensor | None, *, part: Box, seen: Box, whole: Box) -> tuple[Tensor, Tensor]:
+        """What a file should hold of one part of a picture: y (1, M, h/16, w/16) and z (1, N, h/64, w/64), before they
+        are rounded, y by `gaussian`.
 
+        `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64
+        where there are passes. `whole` is the picture without padding; errors beyond it do not count.
+        """
+        y = self.model.analyse(x, level)
+        place = (..., *part.within(seen, LATENT))
+        own = self.model.h_a(y[place])
+        if not self.passes:
+            return y[place], own
+        found_y, found_z = y[place].clone(), own.clone()
+        for block in blocks(part):
+            look = block.grown(STRIDE, seen)
+            shown, inside = x[(..., *look.within(seen))], (..., *look.cut(whole).within(look))
+            before = y[(..., *look.within(seen, LATENT))]
+            start = own if look == part else self.model.h_a(before)  # at a block's edges h_a sees other things
+            with torch.inference_mode(False), torch.enable_grad():
+                after, z = self._search(shown.clone(), before.clone(), start.clone(), level.clone(), inside)
+            found_y[(..., *block.within(part, LATENT))] = after[(..., *block.within(look, LATENT))]
+            found_z[(..., *block.within(part, STRIDE))] += (z - start)[(..., *block.within(look, STRIDE))]
+        return found_y, found_z
 
-def _search(
-    model: CompressionModel, x: Tensor, y: Tensor, z: Tensor, level: Tensor, passes: int, inside: tuple
-) -> tuple[Tensor, Tensor]:
-    """A better y and z for x; `inside` are the pixels of x that count."""
-    lmbda, choice = level_lambda(model.config, level), symbol_choice(model, passes)
-    bits_per_error, curvatures = lmbda * 255**2 / 3, (CURVATURE, HYPER_CURVATURE * lmbda**-0.25)
-    now = best = target = (y, z)
-    lowest, length = float("inf"), FIRST_STEP
-    for left in range(passes, 0, -1):
-        relaxed = Relaxed(*now, model.config.slices, choice)
-        x_hat = model.synthesise(model.code(relaxed, level), level)
-        error = bits_per_error * (x_hat - x)[inside].square().sum()
-        bits = relaxed.y_bits + relaxed.z_bits
-        *slopes, z_slope = torch.autograd.grad(error + RATE_WEIGHT * bits, [*relaxed.values, relaxed.z_hat])
-        cost = (error + bits).item()
-        if cost < lowest:
-            lowest, best = cost, now
-            at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
-            downhill = zip(at, (relaxed.whole(slopes), z_slope), curvatures)
-            target = tuple(value - (slope / curvature).clamp(-LONGEST, LONGEST) for value, slope, curvature in downhill)
-        elif left == 1:
-            return best
-        else:  # the step was too long: half of it, from where it began
-            length /= 2
-        now = tuple(start + length * left / passes * (end - start) for start, end in zip(best, target))
-    return now
+    def _search(self, x: Tensor, y: Tensor, z: Tensor, level: Tensor, inside: tuple) -> tuple[Tensor, Tensor]:
+        """A better y and z for x; `inside` are the pixels of x that count."""
+        model, passes = self.model, self.passes
+        lmbda = level_lambda(model.config, level)
+        bits_per_error, curvatures = lmbda * 255**2 / 3, (CURVATURE, HYPER_CURVATURE * lmbda**-0.25)
+        now = best = target = (y, z)
+        lowest, length = float("inf"), FIRST_STEP
+        for left in range(passes, 0, -1):
+            relaxed = Relaxed(*now, model.config.slices, self.gaussian)
+            x_hat = model.synthesise(model.code(relaxed, level), level)
+            error = bits_per_error * (x_hat - x)[inside].square().sum()
+            bits = relaxed.y_bits + relaxed.z_bits
+            *slopes, z_slope = torch.autograd.grad(error + RATE_WEIGHT * bits, [*relaxed.values, relaxed.z_hat])
+            cost = (error + bits).item()
+            if cost < lowest:
+                lowest, best = cost, now
+                at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
+                downhill = zip(at, (relaxed.whole(slopes), z_slope), curvatures)
+                target = tuple(value - (slope / curvature).clamp(-LONGEST, LONGEST) for value, slope, curvature in downhill)
+            elif left == 1:
+                return best
+            else:  # the step was too long: half of it, from where it began
+                length /= 2
+            now = tuple(start + length * left / passes * (end - start) for start, end in zip(best, target))
+        return now

@@ -16,7 +16,7 @@ from .decoding import arithmetic, check_plausible, check_quality, decode_file, l
 from .errors import MlicError, PictureError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture
-from .refine import choose_latents, passes_of, symbol_choice
+from .refine import Search
 from .saving import grey_of
 from .strategies import Read, Write
 from .tiles import Box, default_side
@@ -83,17 +83,16 @@ def encode_batch(
     level, coding = level_tensor(network, code), arithmetic(network, exact)
     peak = 255 if x.dtype == torch.uint8 else 65535
     values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1) / peak
-    whole, passes = Box(0, 0, height, width), passes_of(network, effort)
+    whole, search = Box(0, 0, height, width), Search(network, effort)
     box = whole.aligned(STRIDE)
     # one by one: in a batch, floating point may come out otherwise, and with it a symbol
     latents = [
-        choose_latents(network, one, level, passes, part=box, seen=box, whole=whole)
-        for one in pad_to(network, values, box.size).split(1)
+        search.latents(one, level, part=box, seen=box, whole=whole) for one in pad_to(network, values, box.size).split(1)
     ]
     y, z = (torch.cat(some) for some in zip(*latents))
     check_finite(y, z)
-    choice, encoders = symbol_choice(network, passes), [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
-    coding.code(Write(y, z, network.config.slices, choice, encoders), level)
+    encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
+    coding.code(Write(y, z, network.config.slices, search.gaussian, encoders), level)
     files = []
     for encoder in encoders:
         stream, escapes, checksum = encoder.finish()
