@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_db, psnr
+from .peers import PEERS, nearest_in_size
 
-# Pillow's save options for each codec; where there are several, the one with the best PSNR counts.
-_RIVALS: dict[str, tuple[dict[str, object], ...]] = {
-    "JPEG": ({"optimize": True, "subsampling": "4:2:0"}, {"optimize": True, "subsampling": "4:4:4"}),
-    "WebP": ({"method": 6},),
-    "AVIF": ({"speed": 4, "subsampling": "4:4:4"},),
-}
+_RIVALS = {"JPEG": ("jpeg", "jpeg-420"), "WebP": ("webp",), "AVIF": ("avif",)}  # the best by PSNR of these peers counts
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,11 @@ def run_demo(
 ) -> list[Row]:
     """Compress a picture with mlic and, at the nearest size each can reach, with JPEG, WebP and AVIF.
 
-    For every quality the rows are mlic's and then one per other codec. The other codecs' quality (an integer, 0..100)
-    is the one whose file is nearest in size to mlic's: compare the bytes before the dB, for at the ends of its
-    range a codec may have nothing near. JPEG has optimized Huffman tables and the better of 4:2:0 and 4:4:4, WebP
-    method 6, AVIF speed 4 and 4:4:4. Pixels are compared as 8-bit RGB, after applying an EXIF rotation and dropping
-    alpha. One untimed run comes first, so that mlic's times do not include loading the model.
+    For every quality the rows are mlic's and then one per other codec. The other codecs' quality is the one whose file
+    is nearest in size to mlic's: compare the bytes before the dB, for at the ends of its range a codec may have
+    nothing near. Their settings are those of `mlic eval`, for JPEG the better of 4:4:4 and 4:2:0. Pixels are compared
+    as 8-bit RGB, after applying an EXIF rotation and dropping alpha. One untimed run comes first, so that mlic's times
+    do not include loading the model.
 
     Args:
         image: any Pillow image; at least 161 pixels a side to have MS-SSIM.
@@ -74,8 +70,8 @@ def run_demo(
     picture = _rgb(image)
     original = np.asarray(picture)
     say = progress or (lambda line: None)
-    for codec in _missing():
-        say(_missing_note(codec))
+    for reason in _missing().values():
+        say(f"skipped: {reason}")
     _code_mlic(picture.crop((0, 0, min(64, picture.width), min(64, picture.height))), 50, model)
     rows = []
     for quality in qualities:
@@ -130,8 +126,8 @@ def format_table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[i]) for line in table if line) for i in range(len(titles))]
     alignments = "<<" + ">" * (len(titles) - 2)
     lines = ["  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, alignments, widths)) for line in table]
-    absent = [codec for codec in _missing() if codec not in {row.codec for row in rows}]
-    return "\n".join(lines + [""] * bool(absent) + [_missing_note(codec) for codec in absent])
+    absent = [reason for codec, reason in _missing().items() if codec not in {row.codec for row in rows}]
+    return "\n".join(lines + [""] * bool(absent) + [f"skipped: {reason}" for reason in absent])
 
 
 def comparison_picture(
@@ -188,18 +184,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 
 
-def _missing() -> list[str]:
-    return [codec for codec in ("WebP", "AVIF") if not features.check(codec.lower())]
-
-
-def _missing_note(codec: str) -> str:
-    return f"{codec} is skipped: this Pillow cannot write it (the wheels of Pillow 11.3 and later can)"
+def _missing() -> dict[str, str]:
+    """The codecs that cannot run here, each with the reason."""
+    return {codec: reason for codec, peers in _RIVALS.items() for name in peers if (reason := PEERS[name].missing())}
 
 
 def _code_all(picture: Image.Image, quality: int, model: str) -> list[_Coded]:
-    ours = _code_mlic(picture, quality, model)
-    codecs = [codec for codec in _RIVALS if codec not in _missing()]
-    return [ours] + [_code_nearest(picture, codec, ours.size) for codec in codecs]
+    ours, missing = _code_mlic(picture, quality, model), _missing()
+    return [ours] + [_code_nearest(picture, codec, ours.size) for codec in _RIVALS if codec not in missing]
 
 
 def _code_mlic(picture: Image.Image, quality: int, model: str) -> _Coded:
@@ -215,41 +207,22 @@ def _code_mlic(picture: Image.Image, quality: int, model: str) -> _Coded:
 
 
 def _code_nearest(picture: Image.Image, codec: str, target: int) -> _Coded:
-    """Compress to the size nearest to ``target`` bytes, with the best by PSNR of the codec's options that get there."""
+    """Compress to the size nearest to ``target`` bytes, with the best by PSNR of the codec's peers that get there."""
+    original, threads = np.asarray(picture), os.cpu_count() or 1
     candidates = []
-    for options in _RIVALS[codec]:
-        quality, data, encode_s = _nearest_quality(picture, codec, options, target)
+    for peer in (PEERS[name] for name in _RIVALS[codec]):
+        quality, _ = nearest_in_size(peer, original, target, threads=threads)
         start = time.perf_counter()
-        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        decode_s = time.perf_counter() - start
-        setting = f"q{quality} {options.get('subsampling', '')}".strip()
-        error = psnr(np.asarray(picture), pixels)
-        candidates.append(_Coded(codec, setting, len(data), pixels, error, encode_s, decode_s))
-    # At the ends of the quality range one of the options may be far from the target; it must not win by being larger.
+        data = peer.encode(original, quality, threads=threads)
+        encoded = time.perf_counter()
+        pixels = peer.decode(data, threads=threads)
+        decoded = time.perf_counter()
+        setting = f"q{quality:g} {peer.settings().get('subsampling', '')}".strip()
+        error = psnr(original, pixels)
+        candidates.append(_Coded(codec, setting, len(data), pixels, error, encoded - start, decoded - encoded))
+    # At the ends of the quality range one of the peers may be far from the target; it must not win by being larger.
     slack = max(target // 20, min(abs(c.size - target) for c in candidates))
     return max((c for c in candidates if abs(c.size - target) <= slack), key=lambda c: c.psnr)
-
-
-def _nearest_quality(picture: Image.Image, codec: str, options: dict[str, object], target: int) -> tuple[int, bytes, float]:
-    """Bisect the quality 0..100, taking sizes to grow with it; return it with the file and the seconds to encode it."""
-    tried: dict[int, tuple[bytes, float]] = {}
-
-    def size(quality: int) -> int:
-        file = io.BytesIO()
-        start = time.perf_counter()
-        picture.save(file, codec, quality=quality, **options)
-        tried[quality] = file.getvalue(), time.perf_counter() - start
-        return len(tried[quality][0])
-
-    low, high = -1, 101  # the size at low is below the target and the size at high is not, where these are qualities
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size(middle) < target:
-            low = middle
-        else:
-            high = middle
-    best = min(tried, key=lambda quality: abs(len(tried[quality][0]) - target))
-    return best, *tried[best]
 
 
 def _detailed_box(picture: Image.Image, crop: int) -> tuple[int, int, int, int]:
