@@ -106,11 +106,11 @@ class Layout:
 
     def gradient(self) -> Tensor:
         flat = [channels_last(p.grad).flatten() for p in self.parameters]
-        return torch.cat([*flat, flat[0].new_zeros(1)]).index_select(0, self.source)
+        return torch.cat([*flat, flat[0].new_zeros(1)])[self.source]
 
     def add(self, vector: Tensor) -> None:
         """Add to the parameters what is for them in a vector."""
-        parts = vector.index_select(0, self.place).split([p.numel() for p in self.parameters])
+        parts = vector[self.place].split([p.numel() for p in self.parameters])
         own = [channels_last(p) for p in self.parameters]
         torch._foreach_add_(own, [part.view(p.shape) for part, p in zip(parts, own)])
 

@@ -29,9 +29,16 @@ class Strategy(Protocol):
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor: ...
 
 
-def round_through(x: Tensor) -> Tensor:
-    """Rounding whose gradient is one."""
-    return x + (x.round() - x).detach()
+class _Through(torch.autograd.Function):
+    """A value whose gradient goes straight to x, as if it were x (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
 
 
 class Estimate:
@@ -56,20 +63,23 @@ class Estimate:
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         median = prior.median[None, :, None, None]
-        z_hat = (round_through(self.z - median) + median).to(median.dtype)
+        residual = self.z - median
+        z_hat = (_Through.apply(residual, residual.detach().round()) + median).to(median.dtype)
         at = self.z + torch.rand_like(self.z) - 0.5 if self.noisy else z_hat
         self.z_bits = -prior.likelihood(at, level).log2().flatten(1).sum(1)
         return z_hat
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
-        residual = (pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]) - mean
+        y = pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
+        residual = y - mean
         with torch.no_grad():
             symbols = self.gaussian.quantise(residual, scale)
         self.said.append((i, (symbols, scale, residual)))
+        y_hat = symbols + mean
         if self.noisy:
-            symbols = residual + (symbols - residual).detach()
-        return symbols + mean if kind == torch.bfloat16 else (symbols + mean).to(kind)
+            y_hat = _Through.apply(y, y_hat.detach())
+        return y_hat if kind == torch.bfloat16 else y_hat.to(kind)
 
     def _all_said(self) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols, scales and residuals so far in coding order, each (B, number of symbols): all at once, for speed."""
