@@ -72,10 +72,13 @@ class _Forward(nn.Module):
         ]
 
     def forward(self, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = [self.model.get_parameter(name) for name in self.halved]
-        halves = dict(zip(self.halved, _Halves.apply(self.branches, *own) if own else ()))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bool(own), cache_enabled=False):
-            x_hat, estimate = torch.func.functional_call(self.model, halves, (x, level))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bool(self.halved), cache_enabled=False):
+            if not self.halved or torch.compiler.is_compiling():  # a compiler fuses autocast's copies
+                x_hat, estimate = self.model(x, level)
+            else:
+                own = [self.model.get_parameter(name) for name in self.halved]
+                halves = dict(zip(self.halved, _Halves.apply(self.branches, *own)))
+                x_hat, estimate = torch.func.functional_call(self.model, halves, (x, level))
             return x_hat, estimate.y_bits + estimate.z_bits
 
 
