@@ -11,6 +11,7 @@ import mlic
 from mlic import demo
 from mlic.demo import Row, comparison_picture, format_table, run_demo
 from mlic.metrics import psnr
+from mlic.peers import PEERS, nearest_in_size
 
 CODECS = ["mlic", "JPEG"] + [codec for codec in ("WebP", "AVIF") if features.check(codec.lower())]
 
@@ -62,6 +63,16 @@ def test_jpeg_row_is_nearest_in_size_and_best_in_psnr():
     assert jpeg.bytes == jpeg_size(image, int(quality), subsampling)
     nearest = min(abs(jpeg_size(image, q, subsampling) - ours.bytes) for q in range(1, 96))
     assert abs(jpeg.bytes - ours.bytes) == nearest
+
+
+@pytest.mark.parametrize(("peer", "subsampling"), [("jpeg", "4:4:4"), ("jpeg-420", "4:2:0")])
+def test_search_against_brute_force(peer, subsampling):
+    image = smooth_picture()
+    sizes = [jpeg_size(image, quality, subsampling) for quality in range(1, 96)]
+    for target in (1, sizes[0], sizes[30], sizes[60] + 7, (sizes[70] + sizes[71]) // 2, sizes[-1], 10**6):
+        quality, data = nearest_in_size(PEERS[peer], np.asarray(image), target)
+        assert len(data) == sizes[quality - 1]
+        assert abs(len(data) - target) == min(abs(size - target) for size in sizes)
 
 
 def test_an_option_far_from_the_target_does_not_win():
