@@ -38,12 +38,28 @@ def contexts(intra: AttentionConfig | None, inter: AttentionConfig | None):
 
 def ablation() -> dict[str, dict]:
     """The papers' entropy models, on the transforms of `fast`."""
-    soft_intra, soft_inter = (dataclasses.replace(a, kind="softmax") for a in (FAST.intra, FAST.inter))
+    intra = AttentionConfig(kind="linear", width=32, heads=2, reprojection_kernel=3, expansion=2)
+    inter = AttentionConfig(kind="linear", width=64, heads=2, reprojection_kernel=1, expansion=2)
+    soft_intra, soft_inter = (dataclasses.replace(a, kind="softmax") for a in (intra, inter))
     return {
         "checkerboard + channel": contexts(None, None),
         "MEM: + intra-slice, softmax": contexts(soft_intra, None),
         "MEM+: + inter-slice, softmax": contexts(soft_intra, soft_inter),
-        "MEM++: both linear": contexts(FAST.intra, FAST.inter),
+        "MEM++: both linear": contexts(intra, inter),
+    }
+
+
+def leaving_out() -> dict[str, dict]:
+    """What the packaged weights lose without a context, once the others have had time to take its place."""
+
+    def variant(**changes) -> dict:
+        model = dataclasses.replace(FAST, **changes)
+        return {"model": model, "init": "fast", "optimiser": "adam", "lr": 3e-4, "decay": 0.9}
+
+    return {
+        "trained on": variant(),
+        "without the inter-slice context": variant(inter=None),
+        "without either": variant(inter=None, intra=None),
     }
 
 
@@ -83,6 +99,7 @@ SETS = {
         "no linear branches": {"random_linear": None},
     },
     "ablation": ablation,
+    "leaving-out": leaving_out,
 }
 
 

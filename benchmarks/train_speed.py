@@ -47,7 +47,7 @@ def matmul_peak(device: str, size: int) -> float:
 @click.option("--crop", default=256, show_default=True)
 @click.option("--optimiser", default="muon", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--steps", default=20, show_default=True, help="Timed steps, after six others.")
-@click.option("--compile", "compiled", is_flag=True)
+@click.option("--compile", "compiled", type=click.Choice(["formulas", "all"]))
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
 @click.option("--branches", multiple=True, type=int, default=(0,), show_default=True, help="May be repeated, too.")
 @click.option("--profile", is_flag=True, help="Also print the kernels that took longest, in steps without a graph.")

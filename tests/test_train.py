@@ -247,6 +247,25 @@ def test_levels_begin_where_their_lambda_was(small_models):
     assert torch.equal(model.g_a.head.weight, given.g_a.head.weight)
 
 
+@pytest.mark.parametrize("left_out", [("inter",), ("intra",), ("intra", "inter")])
+@torch.no_grad()
+def test_contexts_that_say_nothing_can_be_left_out(small_models, left_out):
+    given, x = copy.deepcopy(small_models["fast"]).eval(), torch.rand(2, 3, 128, 64)
+    level = torch.tensor([0.0, 3.0])
+    silent = [nets for nets in given.entropy_model.slices if nets.inter is not None]
+    for nets in silent:
+        for net in (nets.inter.skip, nets.inter.mlp[-1], nets.intra.reprojection, nets.intra.mlp[-1]):
+            net.weight.zero_()
+            net.bias.zero_()
+    model = begun(dataclasses.replace(given.config, **dict.fromkeys(left_out)), given).eval()
+    (before, a), (after, b) = given(x, level, noisy=False), model(x, level, noisy=False)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(b.y_bits, a.y_bits)
+    assert silent and len(model.state_dict()) < len(given.state_dict())
+    with pytest.raises(ValueError, match="another shape"):
+        begun(given.config, model)
+
+
 @torch.no_grad()
 def test_steps_of_the_anchors_begin_with_nothing_to_add(small_models):
     torch.manual_seed(0)
@@ -380,22 +399,32 @@ def test_halved_weights_and_their_gradients(config):
         assert w.grad.dtype == torch.float32 and (w.grad == i + 2).all()
 
 
-def test_compiled(folder, tmp_path, config, monkeypatch):
-    """All of a step is one graph and gives what the step does by itself. What turns the graph into kernels is left out:
-    for CPUs, that takes longer than all other tests.
+@pytest.mark.parametrize("units", [False, True])
+def test_bfloat16_by_itself_only_where_it_is_fast(folder, tmp_path, config, monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    default = Trainer(settings(folder, tmp_path, config, bf16=None))
+    asked = Trainer(settings(folder, tmp_path, config, bf16=not units), bank=default.bank)
+    assert ("g_a.head.weight" in default.forward.halved) == units
+    assert ("g_a.head.weight" in asked.forward.halved) == (not units)
+
+
+@pytest.mark.parametrize(("what", "graphs"), [("formulas", range(2, 9)), ("all", range(1, 2))])
+def test_compiled(folder, tmp_path, config, monkeypatch, what, graphs):
+    """What is compiled becomes few graphs, the whole step one, and gives what the step does by itself. What turns graphs
+    into kernels is left out: for CPUs, that takes longer than all other tests.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     config = dataclasses.replace(config, slices=config.slices[:2])  # all parts are there, and tracing takes its time
 
-    def measures(compiled: bool) -> dict[str, float]:
+    def measures(compiled: str | None) -> dict[str, float]:
         trainer = Trainer(settings(folder, tmp_path, config, bf16=True, compiled=compiled))
         trainer.step(0.5)
         trainer.step(0.5)
         return trainer.read_measures(2)
 
-    plain, before = measures(False), counters["stats"]["unique_graphs"]
-    compiled = measures(True)
-    assert counters["stats"]["unique_graphs"] == before + 1 and not counters["graph_break"]
+    plain, before = measures(None), counters["stats"]["unique_graphs"]
+    compiled = measures(what)
+    assert counters["stats"]["unique_graphs"] - before in graphs and not counters["graph_break"]
     assert compiled["skipped"] == 0 and compiled.keys() == plain.keys()
     assert all(compiled[name] == pytest.approx(plain[name], rel=0.01) for name in ("loss", "bpp", "mse", "gradient_norm"))
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Container
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -59,7 +61,7 @@ def start(model: nn.Module) -> None:
 def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     """Copy the weights of a model of the same shape, or of one that lacks the steps of the anchors, whose nets begin with
     nothing to add, or the last slices: these begin with means of zero and small scales, and nothing but their own nets
-    and the linear branches looks at them at first.
+    and the linear branches looks at them at first. Or of one with global contexts that `model` does without.
 
     Where the lambda range differs, a level begins as the one that had its lambda there; beyond the range, as the line
     through the outermost eighth goes on. Raises ValueError.
@@ -68,10 +70,14 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
     if not given.config.step_hidden:
         free["step_hidden"] = model.config.step_hidden
+    for context in ("intra", "inter"):
+        if getattr(model.config, context) is None:
+            free[context] = None
     if dataclasses.replace(given.config, **free) != model.config or model.config.slices[: len(slices)] != slices:
         raise ValueError(f"the weights to begin from are of another shape ({given.config.name!r})")
     if given.config.lambda_range != model.config.lambda_range:
         _move_levels(given, model.config)
+    _leave_out(given, free)
     own = model.state_dict()
     for name, value in given.state_dict().items():
         if name in ("h_a.0.weight", "g_s.head.weight"):
@@ -82,6 +88,19 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
         for net in (nets.parameters_anchor, nets.parameters_non_anchor):
             net[-1].weight.zero_()
             net[-1].bias.copy_(torch.tensor([small, 0.0]).repeat_interleave(len(net[-1].bias) // 2))
+
+
+def _leave_out(given: CompressionModel, contexts: Container[str]) -> None:
+    """Take the global contexts of these names, "intra" and "inter", out of `given`, with the inputs that they feed."""
+    for nets, channels in zip(given.entropy_model.slices, given.config.slices):
+        for net, before in ((nets.parameters_anchor, []), (nets.parameters_non_anchor, ["local", "intra"])):
+            fed = [name for name in (*before, "inter") if getattr(nets, name) is not None]  # 2 * channels each, in this order
+            kept = torch.tensor([name not in contexts for name in fed], dtype=torch.bool).repeat_interleave(2 * channels)
+            weight = net[0].weight
+            net[0].weight = nn.Parameter(weight[:, F.pad(kept, (0, weight.shape[1] - len(kept)), value=True)])
+        for name in ("intra", "inter"):
+            if name in contexts:
+                setattr(nets, name, None)
 
 
 def _move_levels(given: CompressionModel, config: ModelConfig) -> None:

@@ -6,6 +6,7 @@ The integer tables that real files are coded with are made from these once (tabl
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -108,7 +109,14 @@ class GaussianPrior(nn.Module):
         """-log2 of the likelihood of `symbols`, elementwise. Its gradient for `scale` is that of these, its gradient for
         `at` that of the likelihood at `at`; `symbols` get none.
         """
-        return _Bits.apply(symbols.float(), self.sigma(scale), at.float())
+        return _Bits.apply(symbols.float(), self.sigma(scale), at.float(), self.bits_and_slopes)
+
+    @staticmethod
+    def bits_and_slopes(symbols: Tensor, sigma: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The bits of `symbols`, their slopes by sigma, and the slopes by `at` of the bits there."""
+        mass, _, by_sigma = _mass_and_slopes(symbols, sigma)
+        mass_there, by_x, _ = _mass_and_slopes(at, sigma)
+        return -mass.log2(), by_sigma / (mass * sigma * -math.log(2)), by_x / (mass_there * -math.log(2))
 
 
 def _mass_and_slopes(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,17 +132,17 @@ class _Bits(torch.autograd.Function):
     """Written out, because autograd's many small operations took longer than the networks."""
 
     @staticmethod
-    def forward(ctx, symbols: Tensor, sigma: Tensor, at: Tensor) -> Tensor:
-        mass, _, by_sigma = _mass_and_slopes(symbols, sigma)
-        if any(ctx.needs_input_grad):
-            mass_there, by_x, _ = _mass_and_slopes(at, sigma)
-            ctx.save_for_backward(by_sigma / (mass * sigma * -math.log(2)), by_x / (mass_there * -math.log(2)))
-        return -mass.log2()
+    def forward(ctx, symbols: Tensor, sigma: Tensor, at: Tensor, formula: Callable) -> Tensor:
+        if not any(ctx.needs_input_grad):
+            return -_mass_and_slopes(symbols, sigma)[0].log2()
+        bits, *slopes = formula(symbols, sigma, at)
+        ctx.save_for_backward(*slopes)
+        return bits
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         by_sigma, by_x = ctx.saved_tensors
-        return None, grad * by_sigma, grad * by_x
+        return None, grad * by_sigma, grad * by_x, None
 
 
 class FactorizedPrior(nn.Module):

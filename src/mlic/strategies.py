@@ -73,8 +73,7 @@ class Estimate:
         kind, mean = mean.dtype, mean.float()
         y = pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
         residual = y - mean
-        with torch.no_grad():
-            symbols = self.gaussian.quantise(residual, scale)
+        symbols = self.gaussian.quantise(residual.detach(), scale.detach())
         self.said.append((i, (symbols, scale, residual)))
         y_hat = symbols + mean
         if self.noisy:

@@ -36,6 +36,11 @@ FLOAT32 = ("g_a.linear", "g_s.linear")  # convolutions that lose too much in bfl
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Has it units for bfloat16? CPUs without them compute in it all the same, many times slower than in float32."""
+    return device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
 class _Halves(torch.autograd.Function):
     """Weights -> the same in bfloat16, and their gradients back in float32: all at once, where autocast takes two small
     copies for each. The gradients may come from branches.
@@ -120,12 +125,17 @@ class Trainer:
             self.bank.count(config.last_crop)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.branches = Branches(config.branches if cuda else 0)
-        branches = Branches() if config.compiled else self.branches  # a compiled graph has none of its own
-        self.forward: nn.Module = _Forward(self.model, half=config.bf16, branches=branches)
+        branches = Branches() if config.compiled == "all" else self.branches  # a compiled graph has none of its own
+        half = has_bfloat16(self.device) if config.bf16 is None else config.bf16
+        self.forward: nn.Module = _Forward(self.model, half=half, branches=branches)
         if branches.streams:
             branch_convolutions(self.model, {name.rpartition(".")[0] for name in self.forward.halved}, branches)
-        if config.compiled:
+        if config.compiled == "all":
             self.forward.compile(dynamic=False, fullgraph=True)
+        elif config.compiled:
+            gaussian = self.model.gaussian
+            for name in ("quantise", "bits_and_slopes"):
+                setattr(gaussian, name, torch.compile(getattr(gaussian, name), dynamic=True, fullgraph=True))
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.capture = cuda and world == 1 and config.graph

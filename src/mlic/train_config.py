@@ -39,8 +39,8 @@ class TrainConfig:
     level_weight: float = 0.5  # a sample's loss is divided by lambda to this power, so that low rates count too
     seed: int = 0
     threads: int | None = None
-    bf16: bool = True
-    compiled: bool = False  # forward and backward pass, by torch.compile
+    bf16: bool | None = None  # convolutions in bfloat16; None: where the device has units for it
+    compiled: str | None = None  # by torch.compile: "formulas", of symbols and their bits, or "all": both passes as one graph
     graph: bool = True  # capture the step as a CUDA graph
     branches: int = 0  # streams of a CUDA device for what nothing waits for, see branches.py
     save_every: float = 300.0  # seconds
@@ -53,6 +53,8 @@ class TrainConfig:
         for crop in (self.crop, self.last_crop or STRIDE):
             if crop % STRIDE:
                 raise ValueError(f"crop must be a multiple of {STRIDE}, not {crop}")
+        if self.compiled not in (None, "formulas", "all"):
+            raise ValueError(f"what is compiled is formulas or all, not {self.compiled!r}")
         if self.optimiser not in ("adam", "muon"):
             raise ValueError(f"optimiser is adam or muon, not {self.optimiser!r}")
         if self.val_every and not self.val:
