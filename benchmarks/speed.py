@@ -5,7 +5,7 @@
 
 Models without weights here run with random ones, whose latents are spread so that symbol coding has work to do. Every
 model is measured in a process of its own; the median of the repetitions counts, after one warm-up. Loading is not
-counted. Malloc is tuned as by the `mlic` command.
+counted. Threads and malloc are tuned as by the `mlic` command.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ import time
 from pathlib import Path
 
 import click
+
+from mlic.cli import _tune
+
+_tune()  # before torch is loaded
+
 import torch
 
 from mlic import codec
-from mlic.cli import _tune_malloc
 from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.coding_process import peak_memory_mib
 from mlic.config import CONFIGS
@@ -66,7 +70,6 @@ def timed(seconds: dict[str, float]) -> None:
 
 
 def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
-    _tune_malloc()
     torch.set_num_threads(threads)
     model = load_model(name) if find_weights(name) else random_model(name)
     picture = read_picture(SAMPLE)
@@ -99,7 +102,6 @@ def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
 
 def by_turns(name: str, threads: int, turns: int) -> None:
     """Decode exact and float files in turn, so that a machine that slows down slows both; print medians and their ratio."""
-    _tune_malloc()
     torch.set_num_threads(threads)
     model, picture = load_model(name), read_picture(SAMPLE)
     files = {exact: MlicFile.from_bytes(codec.encode_picture(model, picture, exact=exact).data) for exact in (True, False)}

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command does
 
 import numpy as np
 import pytest

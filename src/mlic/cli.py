@@ -49,7 +49,7 @@ def main() -> None:
     An input or output called - is stdin or stdout. `mlic COMMAND --help` has more examples.
     Exit code: 0 all done, 1 an input failed, 2 wrong usage, 130 interrupted by Ctrl-C.
     """
-    _tune_malloc()
+    _tune()
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs comes as an exception too
 
 
@@ -113,13 +113,17 @@ def _say(source: Path | None, text: str, colour: str | None = None) -> None:
         click.echo(click.style(line, fg=colour) if colour else line, err=True)
 
 
-def _tune_malloc() -> None:
-    """Tell glibc to keep freed memory: page faults otherwise take a sixth or more of the time. No effect elsewhere."""
+def _tune() -> None:
+    """For the process to come. Threads sleep while they wait: spinning, they keep each other from cores that have other
+    work too; torch reads this as it is loaded. And glibc keeps freed memory: page faults otherwise take a sixth or more of
+    the time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
             libc.mallopt(parameter, value)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # another system
         pass
 
 

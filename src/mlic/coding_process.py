@@ -31,9 +31,9 @@ class ModelCoder:
     """One of our models, set up as `mlic encode` does it."""
 
     def __init__(self, model: str, device: str, threads: int, effort: int) -> None:
-        from .cli import _tune_malloc
+        from .cli import _tune
 
-        _tune_malloc()
+        _tune()
         import torch
 
         from .weights import load_model

@@ -130,9 +130,9 @@ def _work(task: Task, job: Job, weights_folders: str) -> Outcome:
     """In a worker: one job with one of torch's threads. The weights stay in memory for the next one."""
     import torch
 
-    from .cli import _tune_malloc
+    from .cli import _tune
 
-    _tune_malloc()
+    _tune()
     torch.set_num_threads(1)
     os.environ["MLIC_WEIGHTS"] = weights_folders
     outcomes: list[Outcome] = []
