@@ -525,12 +525,15 @@ def test_settings_that_do_not_fit(folder, tmp_path, config, changes, why):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("optimiser", "branches"), [("adam", 0), ("muon", 0), ("muon", 3)])
-def test_graph_capture_on_cuda(tmp_path, config, optimiser, branches):
+@pytest.mark.parametrize(
+    ("optimiser", "branches", "compiled"), [("adam", 0, None), ("muon", 0, None), ("muon", 3, None), ("adam", 0, "formulas")]
+)
+def test_graph_capture_on_cuda(tmp_path, config, optimiser, branches, compiled):
     Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(tmp_path / "a.png")
 
     def trainer():
-        changes = dict(bf16=True, optimiser=optimiser, branches=branches, batch=4, last_crop=128, last_share=0.25)
+        changes = dict(bf16=True, optimiser=optimiser, branches=branches, compiled=compiled, batch=4)
+        changes |= dict(last_crop=128, last_share=0.25)
         return Trainer(settings(tmp_path, tmp_path, config, **changes), device="cuda")
 
     def run(trainer, *, begin, end):
