@@ -135,7 +135,7 @@ class Trainer:
         elif config.compiled:
             gaussian = self.model.gaussian
             for name in ("quantise", "bits_and_slopes"):
-                setattr(gaussian, name, torch.compile(getattr(gaussian, name), dynamic=True, fullgraph=True))
+                setattr(gaussian, name, torch.compile(getattr(gaussian, name), dynamic=True))
         if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.capture = cuda and world == 1 and config.graph
