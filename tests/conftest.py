@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command does
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # before torch is loaded, as the command does
 
 import numpy as np
 import pytest

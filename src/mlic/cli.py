@@ -114,11 +114,13 @@ def _say(source: Path | None, text: str, colour: str | None = None) -> None:
 
 
 def _tune() -> None:
-    """For the process to come. Threads sleep while they wait: spinning, they keep each other from cores that have other
-    work too; torch reads this as it is loaded. And glibc keeps freed memory: page faults otherwise take a sixth or more of
-    the time.
+    """For the process to come. Threads soon sleep while they wait: spinning, they keep each other from cores that have
+    other work too; torch reads this as it is loaded. And glibc keeps freed memory: page faults otherwise take a sixth or
+    more of the time.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # with none at all, idle cores took a fifth longer
     try:
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
