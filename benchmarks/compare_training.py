@@ -38,14 +38,12 @@ def contexts(intra: AttentionConfig | None, inter: AttentionConfig | None):
 
 def ablation() -> dict[str, dict]:
     """The papers' entropy models, on the transforms of `fast`."""
-    intra = AttentionConfig(kind="linear", width=32, heads=2, reprojection_kernel=3, expansion=2)
-    inter = AttentionConfig(kind="linear", width=64, heads=2, reprojection_kernel=1, expansion=2)
-    soft_intra, soft_inter = (dataclasses.replace(a, kind="softmax") for a in (intra, inter))
+    soft_intra, soft_inter = (dataclasses.replace(a, kind="softmax") for a in (FAST.intra, FAST.inter))
     return {
         "checkerboard + channel": contexts(None, None),
         "MEM: + intra-slice, softmax": contexts(soft_intra, None),
         "MEM+: + inter-slice, softmax": contexts(soft_intra, soft_inter),
-        "MEM++: both linear": contexts(intra, inter),
+        "MEM++: both linear": contexts(FAST.intra, FAST.inter),
     }
 
 

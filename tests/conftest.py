@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # before torch is loaded, as the command does
+from mlic.cli import _tune
+
+_tune()  # before torch is loaded, as the command does
 
 import numpy as np
 import pytest

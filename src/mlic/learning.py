@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Container
 
 import torch
 import torch.nn.functional as F
@@ -70,14 +69,13 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
     if not given.config.step_hidden:
         free["step_hidden"] = model.config.step_hidden
-    for context in ("intra", "inter"):
-        if getattr(model.config, context) is None:
-            free[context] = None
+    absent = {name for name in ("intra", "inter") if getattr(model.config, name) is None}
+    free |= dict.fromkeys(absent)
     if dataclasses.replace(given.config, **free) != model.config or model.config.slices[: len(slices)] != slices:
         raise ValueError(f"the weights to begin from are of another shape ({given.config.name!r})")
     if given.config.lambda_range != model.config.lambda_range:
         _move_levels(given, model.config)
-    _leave_out(given, free)
+    _leave_out(given, absent)
     own = model.state_dict()
     for name, value in given.state_dict().items():
         if name in ("h_a.0.weight", "g_s.head.weight"):
@@ -90,7 +88,7 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
             net[-1].bias.copy_(torch.tensor([small, 0.0]).repeat_interleave(len(net[-1].bias) // 2))
 
 
-def _leave_out(given: CompressionModel, contexts: Container[str]) -> None:
+def _leave_out(given: CompressionModel, contexts: set[str]) -> None:
     """Take the global contexts of these names, "intra" and "inter", out of `given`, with the inputs that they feed."""
     for nets, channels in zip(given.entropy_model.slices, given.config.slices):
         for net, before in ((nets.parameters_anchor, []), (nets.parameters_non_anchor, ["local", "intra"])):
@@ -98,9 +96,8 @@ def _leave_out(given: CompressionModel, contexts: Container[str]) -> None:
             kept = torch.tensor([name not in contexts for name in fed], dtype=torch.bool).repeat_interleave(2 * channels)
             weight = net[0].weight
             net[0].weight = nn.Parameter(weight[:, F.pad(kept, (0, weight.shape[1] - len(kept)), value=True)])
-        for name in ("intra", "inter"):
-            if name in contexts:
-                setattr(nets, name, None)
+        for name in contexts:
+            setattr(nets, name, None)
 
 
 def _move_levels(given: CompressionModel, config: ModelConfig) -> None:

@@ -128,11 +128,11 @@ def _run(ray, task: Task, jobs: Sequence[Job], report: Report, parallel: int | N
 
 def _work(task: Task, job: Job, weights_folders: str) -> Outcome:
     """In a worker: one job with one of torch's threads. The weights stay in memory for the next one."""
-    import torch
-
     from .cli import _tune
 
     _tune()
+    import torch
+
     torch.set_num_threads(1)
     os.environ["MLIC_WEIGHTS"] = weights_folders
     outcomes: list[Outcome] = []
