@@ -73,7 +73,7 @@ class SlowDecoder:
     ):
         assert not partial
         self.gaussian, self.prior, self.prior_row = SlowTables(tables.gaussian), SlowTables(tables.prior), prior_row
-        self.batches = 0
+        self.exhausted = False
         self.words = [int.from_bytes(stream[i : i + 4], "little") for i in range(0, len(stream), 4)]
         self.escapes, self.checksum, self.raw = list(escapes), checksum, b""
         self.state = 0

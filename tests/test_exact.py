@@ -173,6 +173,26 @@ def test_the_float_path_fails_the_same_disturbance(small_models, photo, name):
         decode_picture(model, file)
 
 
+@torch.inference_mode()
+def test_z_is_settled(small_models):
+    """As docs/format.md says of it; beyond the limit another decoder would find other tables."""
+
+    class Given:
+        keep = None
+
+        def hyper(self, prior, level):
+            return torch.full((1, prior.channels, 1, 1), 1e5, dtype=torch.float64)
+
+        def latent(self, i, part, mean, scale):
+            return mean
+
+    seen = []
+    twin = exact_twin(small_models["fast"])
+    with twin.h_s[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        twin.code(Given(), torch.zeros(1))
+    assert (seen[0] == 2048).all()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_files_written_by_a_bad_machine_decode_on_a_good_one(small_models, photo, name):
     model = small_models[name]

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -224,6 +225,13 @@ def test_sources(image, tmp_path):
     os.remove(path)  # nothing holds it
 
 
+def test_reading_on_many_threads_leaves_the_process_its_warnings(image):
+    data, before = stored(image).getvalue(), list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: read_picture(io.BytesIO(data)), range(60)))
+    assert warnings.filters == before
+
+
 def test_unreadable_sources(image, tmp_path):
     with pytest.raises(PictureError, match="cannot be opened: No such file"):
         read_picture(tmp_path / "none.png")
@@ -241,8 +249,7 @@ def test_unreadable_sources(image, tmp_path):
 
 def test_too_large_for_pillow(image, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # 2000 pixels are a warning, and above twice it an error
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(Image.DecompressionBombWarning):
         read_picture(stored(image))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(PictureError, match="the picture cannot be read: .*exceeds limit"):
@@ -285,7 +292,8 @@ def test_damaged_files_of_16_bits(photo, make):
 
 MEASURE = """
 import sys
-from mlic.pictures import picture_bytes, read_picture, read_pixels
+from mlic.pictures import read_picture, read_pixels
+from mlic.saving import picture_bytes
 def peak(name): return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 read_picture(sys.argv[1] + "small.png")  # loads Pillow's plugins
 before = peak("VmRSS")

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 import mlic
 import mlic.pillow  # noqa: F401 (registers the format)
@@ -23,7 +23,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 def exif_with(**tags) -> Image.Exif:
     exif = Image.Exif()
     for name, value in tags.items():
-        exif[getattr(mlic.pictures.ExifTags.Base, name)] = value
+        exif[getattr(ExifTags.Base, name)] = value
     return exif
 
 
@@ -115,6 +115,22 @@ def test_metadata_comes_back_when_opened(photo, tmp_path):
         assert back.info["xmp"] == b"<x:xmpmeta/>"
     with Image.open(tmp_path / "c.mlic") as back:
         assert set(back.info) == {"model", "quality"}
+
+
+def test_the_tags_of_a_tiff_file_are_kept_beside_other_metadata(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "a.tif", exif=exif_with(Make="Maker", Orientation=6))  # turned when opened
+    with Image.open(tmp_path / "a.tif") as image:
+        assert "exif" not in image.info
+        image.save(tmp_path / "plain.mlic")
+        image.save(tmp_path / "profile.mlic", icc_profile=SRGB)
+        image.save(tmp_path / "other.mlic", exif=exif_with(Artist="Ansel", Orientation=1))
+    for name in ("plain", "profile"):
+        with Image.open(tmp_path / f"{name}.mlic") as image:
+            assert image.size == (80, 96)
+            assert image.getexif()[ExifTags.Base.Make] == "Maker"
+            assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    with Image.open(tmp_path / "other.mlic") as image:
+        assert image.size == (80, 96) and dict(image.getexif()) == {0x013B: "Ansel", 0x0112: 1}
 
 
 def test_leaving_out_exif_keeps_the_picture_upright(photo, tmp_path):

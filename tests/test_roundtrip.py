@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mlic
@@ -12,6 +13,7 @@ from mlic.config import CONFIGS
 from mlic.container import MlicFile
 from mlic.metrics import psnr
 from mlic.pictures import read_picture
+from mlic.weights import find_weights
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 31), (65, 64), (768, 512)], ids=lambda s: f"{s[0]}x{s[1]}")
@@ -59,6 +61,15 @@ def test_quality_is_monotone(photo):
 def test_quality_out_of_range(photo, quality):
     with pytest.raises(ValueError, match="1 to 100"):
         mlic.encode(photo, quality=quality)
+
+
+def test_numbers_of_numpy_and_paths_of_models(photo):
+    path = find_weights("fast")
+    data = mlic.encode(photo, np.float32(50), path, effort=np.int64(0))
+    assert data == mlic.encode(photo, 50, effort=0) == mlic.encode(photo, np.arange(50, 51)[0], str(path), effort=0)
+    assert np.array_equal(mlic.decode(data, model=path), mlic.decode(data))
+    x = torch.from_numpy(photo).permute(2, 0, 1)
+    assert mlic.encode(x, 50, path, effort=0) == mlic.encode_batch(x[None], 50, path, effort=0)[0] == data
 
 
 def test_quality_for_a_model_of_one_rate(small_models, photo):

@@ -11,7 +11,8 @@ from picture_files import SRGB, deep_values
 from PIL import ExifTags, Image
 
 from mlic.errors import PictureError
-from mlic.pictures import Picture, picture_bytes, read_picture, to_pillow, write_whole
+from mlic.pictures import Picture, read_picture
+from mlic.saving import picture_bytes, to_pillow, write_whole
 
 EXIF = bytes.fromhex(  # Make: Cam; a table at 38 with ExposureTime: 1/4
     "4d4d002a00000008 0002 010f 0002 00000004 43616d00 8769 0004 00000001 00000026 00000000"

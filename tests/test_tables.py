@@ -20,6 +20,14 @@ from mlic.tables import (
 )
 
 
+def test_a_density_that_begins_around_zero_is_high_there():
+    prior = FactorizedPrior(1).requires_grad_(False)
+    for bias in prior.biases:
+        bias.zero_()
+    there, beside = prior.likelihood(torch.tensor([0.0, 1e-3]).view(1, 1, 1, 2)).flatten().tolist()
+    assert there == pytest.approx(beside, rel=1e-3) and there > 0.01
+
+
 def learned_prior(channels: int = 6, levels: int = 0) -> FactorizedPrior:
     """A prior with densities of different place, width and shape in each channel."""
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ from conftest import SAMPLE
 from PIL import Image
 
 import mlic
-from mlic import tiles
+from mlic import codec, decoding, exact, tiles
 from mlic.alpha import alpha_bytes, alpha_from_bytes, reduce_alpha
 from mlic.codec import decode_file, decode_picture, encode_picture, level_tensor
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
-from mlic.errors import DamagedFile
+from mlic.errors import DamagedFile, PictureError, UnsupportedFile
 from mlic.metrics import psnr
 from mlic.pictures import Picture
 from mlic.tiles import Box, boxes, gather, margin
@@ -225,6 +227,63 @@ def test_preview_of_a_truncated_file(scene):
     assert len(found) >= 3 and found == sorted(found) and found[-1] > 25
 
 
+@pytest.mark.parametrize("side", [0, 128])
+def test_a_file_without_its_last_checksum_is_a_whole_picture(scene, side):
+    model = load_model("fast")
+    data = encode_picture(model, Picture(scene), 60, tile=side, effort=0).data
+    whole = decode_picture(model, MlicFile.from_bytes(data))
+    for missing in range(1, 5):
+        part = decode_file(model, MlicFile.from_bytes(data[:-missing], allow_partial=True))
+        assert np.array_equal(part.pixels, whole) and part.notes == ()
+    part = decode_file(model, MlicFile.from_bytes(data[:-5], allow_partial=True))
+    assert not np.array_equal(part.pixels, whole) and "truncated" in part.notes[0]
+
+
+def test_a_reduced_preview_says_what_it_lacks(scene):
+    """The slices that a reduced picture needs may all be there."""
+    model = load_model("fast")
+    data = encode_picture(model, Picture(scene), 60, effort=0).data
+    whole = decode_file(model, MlicFile.from_bytes(data), scale=4)
+    most, half = (MlicFile.from_bytes(data[: len(data) * share // 100], allow_partial=True) for share in (97, 40))
+    part = decode_file(model, most, scale=4)
+    assert np.array_equal(part.pixels, whole.pixels) and part.notes == ()
+    assert "truncated" in decode_file(model, most).notes[0]
+    assert "truncated" in decode_file(model, half, scale=4).notes[0]
+
+
+def test_networks_are_not_run_for_tiles_that_are_missing(tiled, monkeypatch):
+    """And the exact twin is made once for all threads."""
+    model = load_model("fast")
+    model.__dict__.pop("_exact_twin", None)
+    walks, twins = [], []
+    walk, twin = type(model.entropy_model).walk, exact.make_exact
+    monkeypatch.setattr(type(model.entropy_model), "walk", lambda *given: walks.append(1) or walk(*given))
+    monkeypatch.setattr(exact, "make_exact", lambda module: twins.append(module is model.h_s) or twin(module))
+    torch.set_num_threads(2)
+    try:
+        decode_file(model, MlicFile.from_bytes(tiled[: len(tiled) // 2], allow_partial=True))
+        assert 2 <= len(walks) <= 4 and sum(twins) == 1
+        decode_file(model, MlicFile.from_bytes(tiled))
+    finally:
+        torch.set_num_threads(1)
+    assert 8 <= len(walks) <= 10 and sum(twins) == 1
+
+
+def test_tiles_too_large_for_exact_arithmetic(scene, monkeypatch):
+    model, data = load_model("fast"), mlic.encode(scene, effort=0)
+    for module in (codec, decoding):
+        monkeypatch.setattr(module, "MAX_EXACT_TILE", 256 * 320)  # the picture has 256 * 384 with its padding
+    with pytest.raises(PictureError, match="take smaller ones"):
+        encode_picture(model, Picture(scene), tile=0)
+    with pytest.raises(UnsupportedFile, match="exactly"):
+        mlic.decode(data)
+    with pytest.raises(UnsupportedFile, match="exactly"):
+        mlic.decode_batch([data])
+    file = MlicFile.from_bytes(encode_picture(model, Picture(scene), exact=False, effort=0).data)
+    assert decode_picture(model, file).shape == scene.shape
+    assert encode_picture(model, Picture(scene), tile=256, effort=0).data
+
+
 def test_missing_tiles_are_hatched(scene, tiled):
     model = load_model("fast")
     whole = decode_picture(model, MlicFile.from_bytes(tiled))
@@ -273,7 +332,11 @@ def test_reduce_alpha():
 def test_damaged_alpha():
     good = alpha_bytes(np.full((9, 8), 7, np.uint8))
     assert alpha_from_bytes(good, 8, 9, 8).tolist() == [[7] * 8] * 9
-    for data, width, depth in ((good, 9, 8), (good, 8, 16), (good[:-20], 8, 8), (b"no PNG", 8, 8), (b"", 8, 8)):
+    few = io.BytesIO()
+    Image.new("L", (8, 9)).save(few, "PNG", bits=2)
+    for data, width, depth in (
+        (good, 9, 8), (good, 8, 16), (good[:-20], 8, 8), (few.getvalue(), 8, 8), (b"no PNG", 8, 8), (b"", 8, 8),
+    ):  # fmt: skip
         with pytest.raises(DamagedFile, match="alpha"):
             alpha_from_bytes(data, width, 9, depth)
 

@@ -267,6 +267,20 @@ def test_load_model_by_path(saved):
     model = load_model(saved[0])
     assert model.digest == saved[1].digest
     assert load_model(str(saved[0])) is model  # remembered
+    assert load_model(model) is model
+
+
+def test_a_file_that_changed_is_loaded_anew(saved, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved[0].read_bytes())
+    digest = load_model(path).digest
+    save_weights(path, tiny_model(seed=1))
+    assert load_model(path).digest != digest == saved[1].digest
+
+
+def test_a_model_that_is_not_sealed():
+    with pytest.raises(WeightsError, match="seal"):
+        load_model(build_model(TINY))
 
 
 @pytest.mark.parametrize("name", ["slow", "fast2", "", "FAST"])

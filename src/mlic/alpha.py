@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -21,12 +20,12 @@ def alpha_bytes(alpha: np.ndarray) -> bytes:
 def alpha_from_bytes(data: bytes, width: int, height: int, depth: int) -> np.ndarray:
     """-> (height, width) uint8, or uint16 for depth 16. Raises DamagedFile when the PNG is not that."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large pictures are expected, their size is checked
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                if image.size != (width, height) or image.mode != ("I;16" if depth == 16 else "L"):
-                    raise DamagedFile(f"alpha is {image.size[0]}x{image.size[1]} in mode {image.mode}")
-                return np.array(image)
+        if data[24:26] != bytes([depth, 0]):  # in its IHDR
+            raise DamagedFile(f"alpha is no grey PNG of {depth} bits")
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != (width, height):
+                raise DamagedFile(f"alpha is {image.size[0]}x{image.size[1]}")
+            return np.array(image)
     except DamagedFile:
         raise
     except Exception as error:  # a damaged file can make Pillow raise anything
@@ -37,8 +36,4 @@ def reduce_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
     """Means of squares of `scale` pixels, those at the edges of what is there: (H, W) -> (ceil(H/scale), ceil(W/scale))."""
     if scale == 1:
         return alpha
-    pad = [(0, -side % scale) for side in alpha.shape]
-    sums = np.pad(alpha.astype(np.float32), pad)
-    counts = np.pad(np.ones(alpha.shape, np.float32), pad)
-    blocks = [x.reshape(x.shape[0] // scale, scale, -1, scale).sum((1, 3)) for x in (sums, counts)]
-    return np.rint(blocks[0] / blocks[1]).astype(alpha.dtype)
+    return np.rint(Image.fromarray(alpha.astype(np.float32)).reduce(scale)).astype(alpha.dtype)

@@ -129,8 +129,8 @@ def report_(output, png, model, quality, pictures, peers, **options) -> None:
     \b
     mlic report results/kodak/*.json --images KODAK -o report.html --png rd.png
     """
-    from .pictures import write_whole
     from .report import figure_png, html_report
+    from .saving import write_whole
 
     try:
         comparison, failed = _compare(**options)

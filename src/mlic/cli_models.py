@@ -98,7 +98,8 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
     from PIL import Image
 
     from .demo import comparison_picture, format_table, run_demo
-    from .pictures import read_picture, to_pillow, write_whole
+    from .pictures import read_picture
+    from .saving import to_pillow, write_whole
 
     image = image or Path(__file__).parent / "samples" / "kodim23.png"
     try:

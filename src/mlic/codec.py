@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import warnings
 
 import numpy as np
@@ -27,14 +29,15 @@ from .container import (
     CodedTile,
     MlicFile,
 )
-from .decoding import arithmetic, decode_file, decode_picture, level_tensor, prior_row, synthesise
+from .decoding import MAX_EXACT_TILE, arithmetic, decode_file, decode_picture, level_tensor, prior_row, synthesise
 from .errors import PictureError, WeightsError
 from .model import STRIDE, CompressionModel
-from .pictures import Picture, PictureSource, read_picture, to_pillow
+from .pictures import Picture, PictureSource, read_picture
 from .refine import Search
+from .saving import to_pillow
 from .strategies import Estimate, Write
 from .tiles import Box, Progress, Workers, around, boxes, default_side
-from .weights import load_model
+from .weights import Model, load_model
 
 __all__ = ["decode", "decode_file", "decode_picture", "encode", "encode_picture", "estimate_bytes", "model_for"]
 DEFAULT_QUALITY = 50
@@ -54,15 +57,15 @@ def quality_to_code(quality: float, levels: int) -> int:
     >>> quality_to_code(1, 64), quality_to_code(100, 64)
     (0, 16128)
     """
-    if not (isinstance(quality, (int, float)) and 1 <= quality <= 100):
+    if not (isinstance(quality, numbers.Real) and 1 <= quality <= 100):
         raise ValueError(f"quality must be a number from 1 to 100, not {quality!r}")
-    return round((quality - 1) / 99 * (levels - 1) * 256)
+    return round((float(quality) - 1) / 99 * (levels - 1) * 256)
 
 
 def encode(
     image: PictureSource | Tensor,
     quality: float | None = None,
-    model: str | CompressionModel = "fast",
+    model: Model = "fast",
     *,
     exact: bool = True,
     effort: int | None = None,
@@ -83,14 +86,14 @@ def encode(
         from .tensors import encode_tensor  # which imports this module
 
         return encode_tensor(image, quality, model, exact=exact, effort=effort)
-    network = load_model(model) if isinstance(model, str) else model
+    network = load_model(model)
     picture = read_picture(image)
     for note in picture.notes:
         warnings.warn(note, stacklevel=2)
     return encode_picture(network, picture, quality, exact=exact, effort=effort).data
 
 
-def decode(data: bytes, model: str | CompressionModel | None = None) -> Image.Image:
+def decode(data: bytes, model: Model | None = None) -> Image.Image:
     """Decode the bytes of a .mlic file to a PIL image, mode RGB, RGBA, L, LA or I;16.
 
     `model` is only needed where the file's weights are not installed. Raises DamagedFile, UnsupportedFile or
@@ -101,13 +104,13 @@ def decode(data: bytes, model: str | CompressionModel | None = None) -> Image.Im
     return to_pillow(decode_file(network, file))
 
 
-def model_for(file: MlicFile, model: str | CompressionModel | None = None, device: str = "cpu") -> CompressionModel:
+def model_for(file: MlicFile, model: Model | None = None, device: str = "cpu") -> CompressionModel:
     """The weights a file was made with. Raises WeightsError naming the digest when they are not at hand."""
     wanted = f"model {file.model!r} with weights {file.digest.hex()}"
     if model is None and file.model not in CONFIGS:  # a name from a file is never taken for a path
         raise WeightsError(f"this file needs {wanted}; give its weights file")
     try:
-        network = load_model(model or file.model, device=device) if not isinstance(model, CompressionModel) else model
+        network = load_model(model or file.model, device=device)
     except WeightsError as error:
         raise WeightsError(f"this file needs {wanted}: {error}") from None
     if network.digest[:DIGEST_BYTES] != file.digest:
@@ -142,6 +145,8 @@ def encode_picture(
     level, coding, search = level_tensor(model, code), arithmetic(model, exact), Search(model, effort)
     whole = Box(0, 0, height, width)
     tiles = [box.aligned(STRIDE) for box in boxes(height, width, side)]
+    if exact and max(math.prod(box.size) for box in tiles) > MAX_EXACT_TILE:
+        raise PictureError(f"tiles of more than {MAX_EXACT_TILE >> 20} Mi pixels cannot be coded exactly: take smaller ones")
 
     def code_tile(box: Box) -> tuple[CodedTile, Tensor | None]:
         seen = around(model.config, box, whole)

@@ -19,19 +19,16 @@ AnsCoder = constriction.stream.stack.AnsCoder
 Categorical = constriction.stream.model.Categorical
 
 
-class _Models:
+class _Models(dict):
     """constriction models of a TableSet's rows, made when first used."""
 
-    def __init__(self, tables: TableSet, base: int = 0) -> None:
-        self.tables, self.base = tables, base
-        self.starts = np.concatenate([[0], np.cumsum(tables.sizes, dtype=np.int64)])
-        self.models: dict[int, Categorical] = {}
+    def __init__(self, tables: TableSet) -> None:
+        super().__init__()
+        self.tables = tables
 
-    def __getitem__(self, row: int) -> Categorical:
-        if row not in self.models:
-            row_frequencies = self.tables.frequencies[self.starts[row] : self.starts[row + 1]]
-            self.models[row] = Categorical((row_frequencies - 1).astype(np.float64), perfect=False)
-        return self.models[row]
+    def __missing__(self, row: int) -> Categorical:
+        self[row] = Categorical((self.tables.row(row) - 1).astype(np.float64), perfect=False)
+        return self[row]
 
 
 def _groups(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
@@ -135,7 +132,7 @@ class SymbolDecoder:
         """Check that all was read and that it was what the encoder wrote."""
         if self.checksum != self.expected or self.next_escape != len(self.escapes) or not self.coder.is_empty():
             raise DamagedFile(
-                "decoding went astray: the symbols do not match the file's checksum. The file is intact, so this "
+                "decoding went astray: the symbols do not match the file's checksum. Where the file is intact, this "
                 "machine computed other probabilities than the one that wrote it"
             )
 

@@ -97,7 +97,7 @@ class MlicFile:
         version = data[len(SIGNATURE)]
         if version != VERSION:
             raise UnsupportedFile(f"format version {version}; this mlic reads version {VERSION}: try a newer mlic")
-        chunks, truncated = _read_chunks(data, len(SIGNATURE) + 1, allow_partial)
+        chunks, data_bytes, truncated = _read_chunks(data, len(SIGNATURE) + 1, allow_partial)
         head, payload = chunks["HEAD"], chunks["DATA"]
         if len(head) < _HEAD.size:
             raise DamagedFile("the header is too short")
@@ -120,7 +120,7 @@ class MlicFile:
             raise DamagedFile("the model's name is not printable")
         tile, tiles = 0, None
         if "TILE" in chunks:
-            tile, tiles = _read_tiles(chunks["TILE"], payload, width, height, truncated)
+            tile, tiles = _read_tiles(chunks["TILE"], payload, data_bytes, width, height)
         return cls(
             width=width,
             height=height,
@@ -131,7 +131,7 @@ class MlicFile:
             model=model,
             digest=head[_HEAD.size + name_bytes :],
             tile=tile,
-            tiles=tiles or (_read_single(payload, truncated),),
+            tiles=tiles or (_read_single(payload, data_bytes),),
             alpha=chunks.get("ALPH"),
             icc=_inflate(chunks, "iccp"),
             exif=_inflate(chunks, "exif"),
@@ -140,19 +140,19 @@ class MlicFile:
         )
 
 
-def _read_single(payload: bytes, truncated: bool) -> CodedTile:
-    """The payload of DATA in a file of one tile."""
+def _read_single(payload: bytes, data_bytes: int) -> CodedTile:
+    """What is there of the `data_bytes` of DATA's payload, in a file of one tile."""
     if len(payload) < _DATA.size:
-        raise DamagedFile("the file is truncated before the picture" if truncated else "the coded data is too short")
+        cut = len(payload) < data_bytes
+        raise DamagedFile("the file is truncated before the picture" if cut else "the coded data is too short")
     checksum, escape_bytes = _DATA.unpack_from(payload)
-    stream_at = _DATA.size + escape_bytes
-    if stream_at > len(payload) and not truncated:
+    if _DATA.size + escape_bytes > data_bytes:
         raise DamagedFile("the escapes are longer than the coded data")
-    return _tile(checksum, payload, _DATA.size, stream_at, len(payload), truncated)
+    return _tile(checksum, payload, _DATA.size, _DATA.size + escape_bytes, data_bytes)
 
 
-def _read_tiles(index: bytes, payload: bytes, width: int, height: int, truncated: bool) -> tuple[int, tuple[CodedTile, ...]]:
-    """The payloads of TILE and DATA -> side of the tiles, tiles."""
+def _read_tiles(index: bytes, payload: bytes, data_bytes: int, width: int, height: int) -> tuple[int, tuple[CodedTile, ...]]:
+    """The payload of TILE, and what is there of DATA's -> side of the tiles, tiles."""
     if len(index) < 4:
         raise DamagedFile("the index of tiles is too short")
     (side,) = struct.unpack_from("<I", index)
@@ -162,16 +162,15 @@ def _read_tiles(index: bytes, payload: bytes, width: int, height: int, truncated
         raise DamagedFile("the index of tiles does not fit the picture's size")
     tiles, at = [], 0
     for checksum, escape_bytes, stream_bytes in _ENTRY.iter_unpack(index[4:]):
-        end = at + escape_bytes + stream_bytes
-        tiles.append(_tile(checksum, payload, at, at + escape_bytes, end, truncated and end > len(payload)))
-        at = end
-    if at != len(payload) and not (truncated and at > len(payload)):
+        tiles.append(_tile(checksum, payload, at, at + escape_bytes, at + escape_bytes + stream_bytes))
+        at += escape_bytes + stream_bytes
+    if at != data_bytes:
         raise DamagedFile("the index of tiles does not fit the coded data")
     return side, tuple(tiles)
 
 
-def _tile(checksum: int, payload: bytes, at: int, stream_at: int, end: int, cut: bool) -> CodedTile:
-    stream = payload[stream_at:end]
+def _tile(checksum: int, payload: bytes, at: int, stream_at: int, end: int) -> CodedTile:
+    stream, cut = payload[stream_at:end], end > len(payload)
     if cut:
         stream = stream[: len(stream) // 4 * 4]
     return CodedTile(checksum=checksum, escapes=payload[at:stream_at], stream=stream, cut=cut)
@@ -182,9 +181,9 @@ def _chunk(kind: str, payload: bytes) -> bytes:
     return kind.encode() + struct.pack("<I", len(payload)) + payload + struct.pack("<I", crc)
 
 
-def _read_chunks(data: bytes, at: int, allow_partial: bool) -> tuple[dict[str, bytes], bool]:
-    """-> payloads, and whether DATA was cut. HEAD comes first, DATA last; unknown chunks with a lower-case first letter
-    are skipped, others refused.
+def _read_chunks(data: bytes, at: int, allow_partial: bool) -> tuple[dict[str, bytes], int, bool]:
+    """-> payloads, how long DATA's should be, and whether the file ends within DATA. HEAD comes first, DATA last; unknown
+    chunks with a lower-case first letter are skipped, others refused.
     """
     chunks: dict[str, bytes] = {}
     while "DATA" not in chunks:
@@ -195,7 +194,7 @@ def _read_chunks(data: bytes, at: int, allow_partial: bool) -> tuple[dict[str, b
             raise DamagedFile(f"damaged at byte {at}: no chunk starts here")
         if length > len(data) - at - 12:
             if allow_partial and kind == b"DATA" and chunks:
-                return {**chunks, "DATA": data[at + 8 : at + 8 + length]}, True
+                return {**chunks, "DATA": data[at + 8 : at + 8 + length]}, length, True
             raise DamagedFile(f"the file is truncated, or the length of chunk {kind.decode()} is damaged")
         payload = data[at + 8 : at + 8 + length]
         (crc,) = struct.unpack_from("<I", data, at + 8 + length)
@@ -212,7 +211,7 @@ def _read_chunks(data: bytes, at: int, allow_partial: bool) -> tuple[dict[str, b
         at += 12 + length
     if at != len(data):
         raise DamagedFile(f"{len(data) - at} bytes follow the end of the picture")
-    return chunks, False
+    return chunks, length, False
 
 
 def _inflate(chunks: dict[str, bytes], kind: str) -> bytes | None:

@@ -13,11 +13,14 @@ from .alpha import alpha_from_bytes, reduce_alpha
 from .coder import SymbolDecoder
 from .container import EXACT, GREY, NO_QUALITY, CodedTile, MlicFile
 from .errors import DamagedFile, UnsupportedFile, WeightsError
-from .exact import exact_twin
+from .exact import LONGEST, exact_twin
 from .model import STRIDE, CompressionModel
 from .pictures import Picture
 from .strategies import Read
-from .tiles import Box, Progress, Workers, around, boxes, gather
+from .tiles import LATENT, Box, Progress, Workers, around, boxes, gather
+
+MAX_EXACT_TILE = LONGEST * LATENT**2  # pixels
+FEWEST = 8  # bytes of a stream that ends early, with which not one batch of symbols can be decoded
 
 
 def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
@@ -54,20 +57,21 @@ def decode_file(
     y_hats: dict[Box, Tensor] = {}
     decoded: set[Box] = set()
     lost: list[Box] = []
-    batches: list[int] = []  # decoded of each tile that is cut
+    batches: list[int] = []  # decoded of each tile of which some are missing
+    coding = arithmetic(model, file.arithmetic == EXACT)
     with Workers(len(needed), model.prior.median.device, progress) as workers:
         for top in sorted({box.top for box in needed if box.meets(wanted)}):
             row = [box.cut(wanted) for box in needed if box.top == top and box.meets(wanted)]  # what to give of each tile
             band, rest = (wanted._replace(top=row[0].top, bottom=row[0].bottom), wanted._replace(top=row[0].bottom))
             seen = around(model.config, band, whole)
             sees = [box for box in needed if box not in decoded and box.meets(seen)]
-            latents = workers.map(lambda box: _decode_tile(model, file, tiles[box], box, level, keep), sees)
-            for box, (y_hat, whole_batches) in zip(sees, latents):
+            latents = workers.map(lambda box: _decode_tile(coding, file, tiles[box], box, level, keep), sees)
+            for box, (y_hat, there) in zip(sees, latents):
                 y_hats[box] = y_hat
                 decoded.add(box)
-                if tiles[box].cut:
-                    batches.append(whole_batches)
-                    lost += [box] * (whole_batches == 0)
+                if there is not None:
+                    batches.append(there)
+                    lost += [box] * (there == 0)
                 workers.tick()
             list(workers.map(lambda part: synthesise(model, y_hats, part, wanted, level, pixels, whole, scale), row))
             seen = around(model.config, rest, whole)
@@ -84,18 +88,22 @@ def decode_file(
 
 
 def _decode_tile(
-    model: CompressionModel, file: MlicFile, tile: CodedTile, box: Box, level: Tensor | None, keep: int | None
-) -> tuple[Tensor, int]:
-    """-> y_hat (1, M, h/16, w/16) float32, zeros where nothing is there; batches of symbols decoded."""
-    size = (box.size[0] // STRIDE, box.size[1] // STRIDE)
-    row = prior_row(model, file.quality)
-    source = SymbolDecoder(model.tables, tile.stream, tile.escapes, tile.checksum, row, partial=tile.cut)
-    y_hat = arithmetic(model, file.arithmetic == EXACT).code(Read(size, model.gaussian, [source], keep=keep), level)
-    if tile.cut and source.batches < 2:  # not even half a slice
-        return torch.zeros_like(y_hat, dtype=torch.float32), 0
+    coding: CompressionModel, file: MlicFile, tile: CodedTile, box: Box, level: Tensor | None, keep: int | None
+) -> tuple[Tensor, int | None]:
+    """-> y_hat (1, M, h/16, w/16) float32, zeros where nothing is there; batches decoded, where some are missing."""
+    height, width = box.size
+    nothing = torch.zeros(1, coding.config.latent_channels, height // LATENT, width // LATENT)
+    if tile.cut and len(tile.stream) <= FEWEST:
+        return nothing.to(coding.prior.median.device), 0
+    row = prior_row(coding, file.quality)
+    source = SymbolDecoder(coding.tables, tile.stream, tile.escapes, tile.checksum, row, partial=tile.cut)
+    read = Read((height // STRIDE, width // STRIDE), coding.gaussian, [source], keep=keep)
+    y_hat = coding.code(read, level).float()
+    if source.exhausted:
+        return (y_hat, source.batches) if source.batches > 1 else (torch.zeros_like(y_hat), 0)  # not even half a slice
     if not tile.cut and keep is None:
         source.finish()
-    return y_hat.float(), source.batches
+    return y_hat, None
 
 
 def synthesise(
@@ -155,10 +163,8 @@ def _missing(lost: int, batches: list[int], tiles: int, all_batches: int) -> tup
     notes = []
     if lost:
         notes.append(f"the file is truncated: {lost} of {tiles} tiles are missing and hatched")
-    for there in batches:
-        if there:
-            share = f"{there} of {all_batches} parts of its code" if there < all_batches else "all but its checksum"
-            notes.append(f"the file is truncated: {'a tile' if tiles > 1 else 'a preview'} from {share}")
+    what = "a tile" if tiles > 1 else "a preview"
+    notes += [f"the file is truncated: {what} from {there} of {all_batches} parts of its code" for there in batches if there]
     return tuple(notes)
 
 
@@ -170,11 +176,13 @@ def check_quality(model: CompressionModel, file: MlicFile) -> None:
 
 
 def check_plausible(model: CompressionModel, file: MlicFile, tile: CodedTile, box: Box) -> None:
-    """Before anything as large as the picture is allocated: can so few bytes hold as much as z?"""
+    """Before anything as large as the picture is allocated: can so few bytes hold as much as z, and can they be decoded?"""
     positions = box.size[0] * box.size[1] // STRIDE**2
     least = model.tables.prior.least_bits(prior_row(model, file.quality), model.config.z_channels)
     if not tile.cut and 8 * len(tile.stream) + 64 < positions * least:
         raise DamagedFile(f"{len(tile.stream)} bytes are too few for {file.width}x{file.height} pixels")
+    if file.arithmetic == EXACT and positions * STRIDE**2 > MAX_EXACT_TILE:
+        raise UnsupportedFile(f"a tile of more than {MAX_EXACT_TILE >> 20} Mi pixels cannot be decoded exactly")
 
 
 def arithmetic(model: CompressionModel, exact: bool) -> CompressionModel:

@@ -11,13 +11,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from .errors import MlicError
 from .folders import Job
-from .pictures import write_whole
-from .tasks import Progress, Task
+from .saving import write_whole
+from .tasks import Task
+from .tiles import Progress
 
 _heard = threading.local()  # .notes: warnings on the file that this thread is at
 
@@ -133,7 +133,7 @@ def _write(outcome: Outcome, data: bytes) -> Outcome:
         else:
             if job.found:
                 job.target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(job.target), data)
+            write_whole(job.target, data)
     except OSError as error:
         text = reason(error)
         text = text if str(job.target) in text else f"cannot write {job.target}: {text}"

@@ -14,9 +14,9 @@ def conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.C
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
 
 
-def subpel(inputs: int, outputs: int, *, factor: int = 2, kernel: int = 3) -> nn.Sequential:
-    """Sub-pixel convolution: (B, inputs, H, W) -> (B, outputs, factor*H, factor*W)."""
-    return nn.Sequential(conv(inputs, outputs * factor**2, kernel=kernel), nn.PixelShuffle(factor))
+def subpel(inputs: int, outputs: int, *, kernel: int = 3) -> nn.Sequential:
+    """Sub-pixel convolution: (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
+    return nn.Sequential(conv(inputs, 4 * outputs, kernel=kernel), nn.PixelShuffle(2))
 
 
 LEAK = 1 / 8  # slope of "leaky" below zero: a power of two, for exact arithmetic
@@ -76,18 +76,16 @@ class GDN(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a skip: (B, inputs, H, W) -> (B, outputs, H, W)."""
+    """Two 3x3 convolutions, added to their input."""
 
-    def __init__(self, inputs: int, outputs: int | None = None) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        outputs = outputs or inputs
-        self.conv1 = conv(inputs, outputs)
-        self.conv2 = conv(outputs, outputs)
+        self.conv1 = conv(channels, channels)
+        self.conv2 = conv(channels, channels)
         self.act = nn.GELU()
-        self.skip = nn.Identity() if inputs == outputs else conv(inputs, outputs, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.conv2(self.act(self.conv1(x)))) + self.skip(x)
+        return self.act(self.conv2(self.act(self.conv1(x)))) + x
 
 
 class ResidualBlockDown(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from typing import BinaryIO, Union
 
 import numpy as np
@@ -14,7 +13,6 @@ from .bands import bands
 from .deep import REDUCED, fits_8_bits, read_deep, to_8_bits
 from .errors import PictureError
 from .metadata import convert_to_srgb, exif_of, profile_space, to_srgb, xmp_of
-from .saving import picture_bytes, to_pillow, write_whole  # noqa: F401 (found here by the rest of the package)
 from .transparency import fill_transparent
 
 UPRIGHT = {  # EXIF orientation -> what undoes it
@@ -58,9 +56,7 @@ def read_picture(source: PictureSource, *, strip: bool = False) -> Picture:
     if isinstance(source, np.ndarray):
         return _assembled(_checked(source))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, on odd metadata and large pictures
-            return _assembled(*_load(source, strip))
+        return _assembled(*_load(source, strip))
     except (PictureError, MemoryError):
         raise
     except UnidentifiedImageError:

@@ -15,6 +15,7 @@ ignored, as Pillow does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import mimetypes
 import struct
@@ -92,7 +93,7 @@ class MlicDecoder(ImageFile.PyDecoder):
     def decode(self, buffer: Any) -> tuple[int, int]:
         from .codec import model_for  # with torch, which opening a file does not need
         from .decoding import decode_file
-        from .pictures import to_pillow
+        from .saving import to_pillow
 
         self.fd.seek(0)
         try:
@@ -121,6 +122,18 @@ def _accept(prefix: bytes) -> bool:
     return prefix.startswith(SIGNATURE)
 
 
+def _relabelled(image: Image.Image, metadata: dict[str, bytes]) -> Image.Image:
+    """A copy with other metadata; the tags of a TIFF file are not in `info`, and a mere copy would lose them."""
+    from .metadata import descriptive_tags
+
+    copy = image.copy()
+    with contextlib.suppress(Exception):  # Pillow can raise anything on odd tags
+        if "exif" not in image.info and (tags := descriptive_tags(image)):
+            copy.info["exif"] = tags.tobytes()
+    copy.info |= metadata
+    return copy
+
+
 def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     from .codec import encode_picture
     from .pictures import read_picture
@@ -132,16 +145,14 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     if isinstance(metadata.get("exif"), Image.Exif):
         metadata["exif"] = metadata["exif"].tobytes()
     if any(metadata.values()):
-        image = image.copy()
-        image.info |= {key: value for key, value in metadata.items() if value}
+        image = _relabelled(image, {key: value for key, value in metadata.items() if value})
     targets = {key: options.get(f"target_{key}") for key in ("size", "bpp", "psnr")}
     targets = {key: value for key, value in targets.items() if value is not None}
     if targets and options.get("quality") is not None:
         raise ValueError(f"give quality or target_{next(iter(targets))}, not both")
     how = {"exact": options.get("exact", True), "effort": options.get("effort"), "tile": options.get("tile")}
-    model = options.get("model", "fast")
     try:
-        network = load_model(model) if isinstance(model, str) else model
+        network = load_model(options.get("model", "fast"))
         picture = read_picture(image)
         left_out = {key.removesuffix("_profile"): None for key, value in metadata.items() if not value}
         picture = dataclasses.replace(picture, **left_out)

@@ -98,13 +98,6 @@ class GaussianPrior(nn.Module):
             return bounded(scale, math.log(SCALE_MIN), math.log(SCALE_MAX)).exp()
         return bounded(scale, SCALE_MIN)
 
-    def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
-        """P(bin of width 1 around `residual`), computed in float32."""
-        residual, sigma = residual.float().abs(), self.sigma(scale)
-        upper = 0.5 * torch.erfc(-(0.5 - residual) / sigma * 2**-0.5)
-        lower = 0.5 * torch.erfc(-(-0.5 - residual) / sigma * 2**-0.5)
-        return bounded(upper - lower, LIKELIHOOD_MIN)
-
     def bits(self, symbols: Tensor, scale: Tensor, at: Tensor) -> Tensor:
         """-log2 of the likelihood of `symbols`, elementwise. Its gradient for `scale` is that of these, its gradient for
         `at` that of the likelihood at `at`; `symbols` get none.
@@ -153,11 +146,12 @@ class FactorizedPrior(nn.Module):
     """
 
     FILTERS = (1, 3, 3, 3, 3, 1)
+    INIT_SCALE = 10.0
 
-    def __init__(self, channels: int, *, levels: int = 0, init_scale: float = 10.0) -> None:
+    def __init__(self, channels: int, *, levels: int = 0) -> None:
         super().__init__()
         self.channels, self.levels = channels, levels
-        spread = init_scale ** (1 / (len(self.FILTERS) - 1))
+        spread = self.INIT_SCALE ** (1 / (len(self.FILTERS) - 1))
         self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         for i, (inputs, outputs) in enumerate(zip(self.FILTERS, self.FILTERS[1:])):
             start = math.log(math.expm1(1 / spread / outputs))
@@ -187,6 +181,6 @@ class FactorizedPrior(nn.Module):
             edges = edges * scale + self.level_shift(level).T[:, None, :, None, None]
         with float32_region(z):
             lower, upper = self.logits(edges.flatten(1)[:, None]).chunk(2, 2)
-        sign = -torch.sign(lower + upper).detach()  # subtract on the side where the sigmoid keeps its digits
+        sign = 1.0 - 2.0 * (lower + upper > 0)  # subtract on the side where the sigmoid keeps its digits
         mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
         return bounded(mass.reshape(values.shape).transpose(0, 1), LIKELIHOOD_MIN)

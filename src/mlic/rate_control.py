@@ -11,6 +11,7 @@ import numpy as np
 from .codec import encode_picture
 from .model import CompressionModel
 from .pictures import Picture
+from .tiles import Progress
 
 SIZE_TOLERANCE = 0.02  # files from 2% below the target to the target, if need be to 2% above it
 PSNR_TOLERANCE = 0.1  # dB
@@ -48,7 +49,7 @@ def encode_to_target(
     exact: bool = True,
     effort: int | None = None,
     tile: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Controlled:
     """Encode a picture to `size` bytes, to `bpp` bits per pixel (both of the whole file) or to `psnr` dB.
 

@@ -182,7 +182,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what a worker that died while writing left behind; see pictures.write_whole."""
+    """Remove what a worker that died while writing left behind; see saving.write_whole."""
     for path in glob.glob(glob.escape(str(target.parent / f".{target.name[:40]}.")) + "*.part"):
         Path(path).unlink(missing_ok=True)
 

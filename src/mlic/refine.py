@@ -9,6 +9,7 @@ optimise latents for hundreds of steps of an optimiser that knows no scale; here
 from __future__ import annotations
 
 import copy
+import numbers
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Search:
         variable = model.config.variable_rate
         if effort is None:
             effort = EFFORT if variable else 0
-        if not (isinstance(effort, int) and 0 <= effort <= MAX_EFFORT):
+        if not (isinstance(effort, numbers.Integral) and 0 <= effort <= MAX_EFFORT):
             raise ValueError(f"effort must be a whole number from 0 to {MAX_EFFORT}, not {effort!r}")
         if effort and not variable:
             raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ResultsError
-from .pictures import write_whole
+from .saving import write_whole
 
 FORMAT = "mlic-results-1"
 MEASURES = ("bpp", "psnr", "ms_ssim", "ms_ssim_db", "encode_s", "decode_s")

@@ -71,7 +71,7 @@ class Estimate:
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
-        y = pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
+        y = self.packed(i, part)
         residual = y - mean
         symbols = self.gaussian.quantise(residual.detach(), scale.detach())
         self.said.append((i, (symbols, scale, residual)))
@@ -79,6 +79,10 @@ class Estimate:
         if self.noisy:
             y_hat = _Through.apply(y, y_hat.detach())
         return y_hat if kind == torch.bfloat16 else y_hat.to(kind)
+
+    def packed(self, i: int, part: bool | Step) -> Tensor:
+        """What y has at a part of a slice."""
+        return pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
 
     def _all_said(self) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols, scales and residuals so far in coding order, each (B, number of symbols): all at once, for speed."""
@@ -121,7 +125,7 @@ class Relaxed(Estimate):
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():
-            values = self.gaussian.quantise(pack(self.y[i], part) - mean, scale) + mean
+            values = self.gaussian.quantise(self.packed(i, part) - mean, scale) + mean
         values.requires_grad_()
         self.said.append((i, (values - mean, scale, values - mean)))
         self.values.append(values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -36,23 +37,24 @@ class TableSet:
         arrays = (self.frequencies, self.sizes, self.first)
         if any(a.ndim != 1 or a.dtype != np.int32 or len(a) == 0 for a in arrays):
             raise ValueError("coding tables are damaged: not lists of int32; get the weights file again")
-        starts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
-        fit = len(self.first) == len(self.sizes) and starts[-1] + self.sizes[-1] == len(self.frequencies)
+        fit = len(self.first) == len(self.sizes) and self.sizes.sum(dtype=np.int64) == len(self.frequencies)
         if not fit or self.sizes.min() < 2:
             raise ValueError("coding tables are damaged: their sizes do not fit; get the weights file again")
         if self.frequencies.min() < 1:
             raise ValueError("coding tables are damaged: a frequency below 1; get the weights file again")
-        if (np.add.reduceat(self.frequencies, starts, dtype=np.int64) != 1 << PRECISION).any():
+        if (np.add.reduceat(self.frequencies, self.starts, dtype=np.int64) != 1 << PRECISION).any():
             raise ValueError("coding tables are damaged: every row must sum to 2^24; get the weights file again")
 
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        return np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+
     def row(self, index: int) -> np.ndarray:
-        start = int(self.sizes[:index].sum(dtype=np.int64))
-        return self.frequencies[start : start + int(self.sizes[index])]
+        return self.frequencies[self.starts[index] :][: self.sizes[index]]
 
     def least_bits(self, first: int, count: int) -> float:
         """Bits of one symbol in each of `count` rows, were all of them the likeliest."""
-        starts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
-        likeliest = np.maximum.reduceat(self.frequencies, starts)[first : first + count]
+        likeliest = np.maximum.reduceat(self.frequencies, self.starts)[first : first + count]
         return float((PRECISION - np.log2(likeliest)).sum())
 
     @classmethod

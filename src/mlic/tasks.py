@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 from . import codec, weights
@@ -13,9 +12,10 @@ from .container import FLOAT, MlicFile
 from .errors import PictureError
 from .exact import exact_twin
 from .model import CompressionModel
-from .pictures import picture_bytes, read_picture
+from .pictures import read_picture
+from .saving import picture_bytes
+from .tiles import Progress
 
-Progress = Callable[[int, int], None]  # tiles done, tiles in all
 UNITS = {"size": "bytes", "bpp": "bits per pixel", "psnr": "dB"}
 FLOATING = "coded with --float, which decodes only on the kind of machine, and with as many threads, as wrote it"
 _loading = threading.Lock()  # threads that begin together load the weights once

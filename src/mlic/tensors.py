@@ -14,19 +14,19 @@ from .coder import SymbolDecoder, SymbolEncoder
 from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, RGB, CodedTile, MlicFile
 from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
 from .errors import MlicError, PictureError
-from .model import STRIDE, CompressionModel
+from .model import STRIDE
 from .pictures import Picture
 from .refine import Search
 from .saving import grey_of
 from .strategies import Read, Write
 from .tiles import Box, default_side
-from .weights import load_model
+from .weights import Model, load_model
 
 
 def encode_tensor(
     x: Tensor,
     quality: float | None = None,
-    model: str | CompressionModel = "fast",
+    model: Model = "fast",
     *,
     exact: bool = True,
     effort: int | None = None,
@@ -42,7 +42,7 @@ def encode_tensor(
     Traceback (most recent call last):
     mlic.errors.PictureError: a tensor of shape (20, 30, 3) is not (3, H, W): give x.permute(2, 0, 1)
     """
-    network = load_model(model, device=x.device) if isinstance(model, str) else model
+    network = load_model(model, device=x.device)
     _check_tensor(x, "3 H W")
     pixels = _to_integers(x).permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
     if x.dtype != torch.uint8:
@@ -56,7 +56,7 @@ def encode_tensor(
 def encode_batch(
     x: Tensor,
     quality: float | None = None,
-    model: str | CompressionModel = "fast",
+    model: Model = "fast",
     *,
     exact: bool = True,
     effort: int | None = None,
@@ -74,7 +74,7 @@ def encode_batch(
     Traceback (most recent call last):
     mlic.errors.PictureError: a tensor of shape (3, 20, 30) is not (B, 3, H, W): give x[None]
     """
-    network = load_model(model, device=x.device) if isinstance(model, str) else model
+    network = load_model(model, device=x.device)
     _check_tensor(x, "B 3 H W")
     height, width = x.shape[2:]
     if default_side(height, width):
@@ -111,9 +111,7 @@ def encode_batch(
 
 
 @torch.inference_mode()
-def decode_batch(
-    files: Sequence[bytes], model: str | CompressionModel | None = None, device: str | torch.device | None = None
-) -> Tensor:
+def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str | torch.device | None = None) -> Tensor:
     """Decode files of pictures of one size and one model -> (B, 3, H, W) float32 in 0..1, in steps of 1/255 (1/65535).
 
     Grey pictures come as three equal channels; alpha and metadata are left out. The network runs once for all files,
@@ -152,7 +150,7 @@ def decode_batch(
     return (torch.where(grey, x.mean(1, keepdim=True).round(), x) / peaks).to(device or x.device)
 
 
-def decode_array(data: bytes, model: str | CompressionModel | None = None) -> np.ndarray:
+def decode_array(data: bytes, model: Model | None = None) -> np.ndarray:
     """Decode a file -> (H, W, C) uint8 or uint16; C is 1 for grey, 3 for RGB, and one more with alpha.
 
     >>> decode_array(encode_tensor(torch.rand(1, 20, 30), quality=30)).shape

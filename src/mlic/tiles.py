@@ -21,7 +21,7 @@ LARGE = 1 << 21  # pixels: pictures beyond it are tiled
 LATENT = 16  # pixels a latent position stands for, each way
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 
 class Box(NamedTuple):

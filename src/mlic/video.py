@@ -144,9 +144,8 @@ def _ffmpeg(arguments: list[str], data: bytes) -> bytes:
     """Run ffmpeg with `data` on stdin -> its stdout. Raises MlicError with the first line of its complaint."""
     import imageio_ffmpeg
 
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *arguments]
-    if data:
-        command.remove("-nostdin")
+    common = ["-hide_banner", "-loglevel", "error", "-y", *([] if data else ["-nostdin"])]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *common, *arguments]
     done = subprocess.run(command, input=data, capture_output=True)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]

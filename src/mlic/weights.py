@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import Union
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +19,11 @@ from torch import Tensor
 from .config import CONFIGS, ModelConfig
 from .errors import WeightsError
 from .model import CompressionModel, build_model
-from .pictures import write_whole
 from .prior import LevelTable
+from .saving import write_whole
 from .tables import CodingTables, make_tables
 
+Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
@@ -95,27 +97,34 @@ def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionM
     return model
 
 
-def load_model(name_or_path: str | Path = "fast", *, device: str | torch.device = "cpu") -> CompressionModel:
-    """A model ready to encode and decode, by name ("fast") or from a weights file.
+def load_model(model: Model = "fast", *, device: str | torch.device = "cpu") -> CompressionModel:
+    """A model ready to encode and decode, by name ("fast") or from a weights file, on `device`. A loaded one is given back as
+    it is.
 
     Raises WeightsError with the remedy when there are no weights.
 
     >>> load_model("fast").config.name
     'fast'
     """
-    return _load_cached(str(name_or_path), str(device))
+    if isinstance(model, CompressionModel):
+        if model.tables is None:
+            raise WeightsError(f"model {model.config.name!r} has no coding tables yet: mlic.weights.seal makes them")
+        return model
+    name = str(model)
+    path = find_weights(name) if name in CONFIGS else Path(name)
+    if path is None:
+        raise WeightsError(
+            f"no weights for {name!r} on this machine; give a weights file, or put "
+            f"{name}.safetensors in a folder named by MLIC_WEIGHTS (made by `mlic weights import`)"
+        )
+    if not path.exists() and path.suffix != ".safetensors":
+        raise WeightsError(f"no model called {name!r}; there are {', '.join(CONFIGS)}, or give a weights file")
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    return _load_cached(path, str(device), changed)
 
 
 @functools.lru_cache(maxsize=2)
-def _load_cached(name_or_path: str, device: str) -> CompressionModel:
-    path = find_weights(name_or_path) if name_or_path in CONFIGS else Path(name_or_path)
-    if path is None:
-        raise WeightsError(
-            f"no weights for {name_or_path!r} on this machine; give a weights file, or put "
-            f"{name_or_path}.safetensors in a folder named by MLIC_WEIGHTS (made by `mlic weights import`)"
-        )
-    if not path.exists() and path.suffix != ".safetensors":
-        raise WeightsError(f"no model called {name_or_path!r}; there are {', '.join(CONFIGS)}, or give a weights file")
+def _load_cached(path: Path, device: str, changed: int) -> CompressionModel:
     packaged = path.parent == PACKAGED
     with torch.inference_mode(False):  # the encoder differentiates
         return load_weights(path, sha256=SHA256.get(path.name) if packaged else None).to(device)
