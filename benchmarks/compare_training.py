@@ -208,7 +208,7 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
         if out:
             with open(out, "a") as file:
                 line = {"variant": name, "set": which, "batch": config.batch, "steps": trainer.steps, "a_step": a_step}
-                line |= {"loss": loss, "rows": rows, "skipped": trainer.read_measures(1)["skipped"]}
+                line |= {"loss": loss, "rows": rows, "skipped": trainer.read_measures()["skipped"]}
                 json.dump(line, file)
                 file.write("\n")
         del trainer

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from mlic.bdrate import compare_curves
-from mlic.codec import encode_picture
+from mlic.codec import decode_picture, encode_picture
+from mlic.container import MlicFile
 from mlic.evaluate import find_pictures
 from mlic.metrics import psnr
 from mlic.pictures import Picture, read_pixels
@@ -43,12 +44,15 @@ def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, 
     encode_picture(model, pictures[0])  # what is done once only is not counted
 
     def curve(effort: int) -> tuple[list[tuple[float, float]], float]:
-        points, started = [], time.perf_counter()
+        points, seconds = [], 0.0
         for quality in QUALITIES:
-            coded = [encode_picture(model, picture, quality, effort=effort, reconstruct=True) for picture in pictures]
-            bpp = np.mean([8 * len(c.data) / p.pixels[..., 0].size for c, p in zip(coded, pictures)])
-            points.append((float(bpp), float(np.mean([psnr(p.pixels, c.reconstruction) for c, p in zip(coded, pictures)]))))
-        return points, (time.perf_counter() - started) / len(QUALITIES) / len(pictures)
+            started = time.perf_counter()
+            coded = [encode_picture(model, picture, quality, effort=effort).data for picture in pictures]
+            seconds += time.perf_counter() - started
+            bpp = np.mean([8 * len(data) / p.pixels[..., 0].size for data, p in zip(coded, pictures)])
+            decoded = [decode_picture(model, MlicFile.from_bytes(data)) for data in coded]
+            points.append((float(bpp), float(np.mean([psnr(p.pixels, pixels) for pixels, p in zip(decoded, pictures)]))))
+        return points, seconds / len(QUALITIES) / len(pictures)
 
     none, seconds = curve(0)
     pixels = sum(picture.pixels[..., 0].size for picture in pictures) / len(pictures)

@@ -3,19 +3,16 @@
     python benchmarks/roundtrip.py KODAK -q 10 -q 30 -q 50 -q 70 -q 90 -o results/roundtrip.json
 
 Checks for each file that the decoded picture is exactly the encoder's reconstruction and that its size is at most
-1% + 64 bytes above the model's estimate; exits with 1 otherwise. Prints means per quality. Whole file sizes, RGB PSNR and
-MS-SSIM of rounded pictures, means over pictures.
+1% + 64 bytes above the model's estimate; exits with 1 otherwise. What the files are worth is measured by `mlic eval`.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
@@ -25,15 +22,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from mlic.codec import encode_picture, estimate_bytes
-from mlic.metrics import ms_ssim, ms_ssim_db, psnr
+from mlic.evaluate import environment
 from mlic.pictures import read_picture
 from mlic.weights import load_model
 
 
-def run(*arguments: str) -> float:
-    started = time.perf_counter()
+def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "mlic", *arguments], check=True)
-    return time.perf_counter() - started
 
 
 def measure(path: Path, quality: float, model: str, threads: int) -> dict:
@@ -41,26 +36,19 @@ def measure(path: Path, quality: float, model: str, threads: int) -> dict:
     network = load_model(model)
     with tempfile.TemporaryDirectory() as folder:
         coded, back = Path(folder, "x.mlic"), Path(folder, "x.png")
-        encode_s = run("encode", "-j", str(threads), "-q", str(quality), "--model", model, str(path), "-o", str(coded))
-        decode_s = run("decode", "-j", str(threads), str(coded), "-o", str(back))
+        run("encode", "-j", str(threads), "-q", str(quality), "--model", model, str(path), "-o", str(coded))
+        run("decode", "-j", str(threads), str(coded), "-o", str(back))
         data = coded.read_bytes()
         decoded = np.asarray(Image.open(back).convert("RGB"))
     expected = encode_picture(network, picture, quality, reconstruct=True)
     estimate = estimate_bytes(network, picture, quality)
-    structural = ms_ssim(decoded, picture.pixels)
     return {
         "picture": path.name,
         "quality": quality,
         "bytes": len(data),
-        "bpp": 8 * len(data) / (decoded.shape[0] * decoded.shape[1]),
-        "psnr": psnr(decoded, picture.pixels),
-        "ms_ssim": structural,
-        "ms_ssim_db": ms_ssim_db(structural),
         "estimate_bytes": estimate,
         "within_estimate": len(data) <= 1.01 * estimate + 64,
         "exact": data == expected.data and np.array_equal(decoded, expected.reconstruction),
-        "encode_process_s": encode_s,
-        "decode_process_s": decode_s,
     }
 
 
@@ -72,29 +60,13 @@ def measure(path: Path, quality: float, model: str, threads: int) -> dict:
 @click.option("--jobs", default=2, show_default=True, help="Pictures at once, one thread each.")
 def main(folder: Path, qualities: tuple[float, ...], model: str, output: Path, jobs: int) -> None:
     torch.set_num_threads(1)
-    network = load_model(model)
     work = [(path, quality) for quality in sorted(qualities) for path in sorted(folder.glob("*.png"))]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(measure, path, quality, model, 1) for path, quality in work]
         rows = [future.result() for future in tqdm(futures, unit="file")]
-    means = []
-    for quality in sorted(qualities):
-        own = [row for row in rows if row["quality"] == quality]
-        keys = ("bpp", "psnr", "ms_ssim", "ms_ssim_db", "encode_process_s", "decode_process_s")
-        means.append({"quality": quality, **{key: float(np.mean([row[key] for row in own])) for key in keys}})
-    record = {
-        "model": model,
-        "weights": network.digest.hex(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "threads_per_process": 1,
-        "means": means,
-        "files": rows,
-    }
+    record = {"model": model, "weights": load_model(model).digest.hex(), "environment": environment(), "files": rows}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1))
-    print(f"{'quality':>7} {'bpp':>7} {'PSNR':>6} {'MS-SSIM dB':>10}")
-    for row in means:
-        print(f"{row['quality']:7g} {row['bpp']:7.4f} {row['psnr']:6.2f} {row['ms_ssim_db']:10.2f}")
     wrong = [f"{r['picture']} at {r['quality']:g}" for r in rows if not (r["exact"] and r["within_estimate"])]
     above = max(row["bytes"] / row["estimate_bytes"] - 1 for row in rows)
     extra = max(row["bytes"] - row["estimate_bytes"] for row in rows)

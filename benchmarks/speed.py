@@ -11,7 +11,6 @@ counted. Threads and malloc are tuned as by the `mlic` command.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.coding_process import peak_memory_mib
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
+from mlic.evaluate import environment
 from mlic.model import CompressionModel, build_model
 from mlic.pictures import read_picture
 from mlic.weights import find_weights, load_model, seal
@@ -150,7 +150,7 @@ def main(threads: int, repeat: int, output: Path | None, only: str | None, turns
             )
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        record = {"threads": threads, "processor": platform.processor() or platform.machine(), "rows": rows}
+        record = {"threads": threads, "environment": environment(), "rows": rows}
         output.write_text(json.dumps({**record, "torch": torch.__version__}, indent=1))
 
 

@@ -63,6 +63,9 @@ def main(data, model, batches, crop, optimiser, steps, compiled, graph, branches
     settings = {"model": model, "data": data, "out": "", "steps": 1, "lmbda": None if model == "fast" else 0.013}
     settings |= {"crop": crop, "optimiser": optimiser, "compiled": compiled, "graph": graph}
     for batch, count in itertools.product(batches, branches):
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         trainer = Trainer(TrainConfig(batch=batch, branches=count, **settings), device=device, bank=bank)
         for _ in range(6):
             trainer.step(0.5)
@@ -76,7 +79,7 @@ def main(data, model, batches, crop, optimiser, steps, compiled, graph, branches
         memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if device == "cuda" else ""
         print(f"{model} batch {batch} crop {crop} {optimiser} branches {count}: {pixels / 1e6:.3f} Mpx/s, ", end="")
         print(f"{1000 * seconds:.1f} ms a step, ", end="")
-        print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak{memory}; {trainer.read_measures(steps + 6)}")
+        print(f"{100 * 3 * forward * pixels / peak:.1f}% of the peak{memory}; {trainer.read_measures()}")
         if profile:
             trainer.capture = False
             kinds = [torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU]

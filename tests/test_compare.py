@@ -90,11 +90,19 @@ def test_the_kodak_results_are_of_kodak():
 def test_one_point_and_failures_are_told_not_dropped():
     comparison = compare([results("a"), results("b", POINTS[:1]), results("c", better(), failed=1)], anchor="a", published=())
     names = [row.curve.name for row in comparison.rows]
-    assert sorted(names) == ["a", "b", "c"] and names[-1] == "b"
+    assert names[0] == "a" and sorted(names[1:]) == ["b", "c"]
     lines = comparing.remarks(comparison)
     assert any(line.startswith("B: a BD-rate needs a curve, and this one has one quality point only") for line in lines)
     assert "C: 1 of 2 pictures failed; means are over the others" in lines
+    assert "C: no BD-rate: the means are over other pictures than the anchor's" in lines
     assert "| B | - | - | - | - | - | 1 |" in as_markdown(comparison)
+
+
+@pytest.mark.parametrize(("failed", "others", "deltas"), [(1, 1, True), (1, 0, False), (0, 1, False)])
+def test_means_over_different_pictures_have_no_deltas(failed, others, deltas):
+    comparison = compare([results("a", failed=others), results("b", better(), failed=failed)], anchor="a", published=())
+    (row,) = (row for row in comparison.rows if row.curve.name == "b")
+    assert (row.delta is not None) == deltas == (not row.problem)
 
 
 def test_nothing_measured_is_told():

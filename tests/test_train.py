@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import io
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from mlic.branches import Branches
 from mlic.cli import main
 from mlic.config import FAST, ModelConfig
-from mlic.data import PictureBank
+from mlic.data import PictureBank, read_rgb
 from mlic.errors import MlicError, ResultsError
 from mlic.learning import begin_from
 from mlic.model import build_model, level_lambda
@@ -43,13 +44,14 @@ from mlic.validation import symbol_counts
 from mlic.weights import seal
 
 SCRIPT = """
-import sys, torch
+import os, sys, torch
 from mlic.config import ModelConfig
 from mlic.train import TrainConfig, train
 config, folder, out, steps = sys.argv[1:]
 model = train(TrainConfig(model=ModelConfig.from_json(config), data=(folder,), out=out, steps=int(steps), batch=1,
     crop=64, bf16=False, save_every=0, threads=1, optimiser="adam"))
-torch.save(model.state_dict(), out + "/final.pt")
+rank = os.environ.get("RANK", "")
+torch.save({"average": model.state_dict(), "rng": torch.get_rng_state()}, f"{out}/final{rank}.pt")
 """
 
 
@@ -132,20 +134,23 @@ def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
     assert 0 < torch.load(checkpoint, weights_only=True)["steps"] < 12
     subprocess.run(command("broken"), check=True, capture_output=True)
     whole, broken = (torch.load(tmp_path / out / "final.pt", weights_only=True) for out in ("whole", "broken"))
-    assert same(whole, broken)
+    assert same(whole["average"], broken["average"])
 
 
 def test_two_processes_share_the_work(folder, tmp_path, config):
+    """Also where they go on with the run of one."""
+    train(settings(folder, tmp_path / "out", config, steps=2))
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [config.to_json(), str(folder), str(tmp_path / "out"), "3"]
+    arguments = [config.to_json(), str(folder), str(tmp_path / "out"), "4"]
     subprocess.run([*launch, *arguments], check=True, capture_output=True, timeout=120, env=environment)
-    names = ("checkpoint.pt", "checkpoint-1.pt")
-    first, second = (torch.load(tmp_path / "out" / name, weights_only=True) for name in names)
-    assert same(first["model"], second["model"]), "the processes' weights must stay equal"
+    first, second = (torch.load(tmp_path / "out" / f"final{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same(first["average"], second["average"]), "the processes' weights must stay equal"
     assert not torch.equal(first["rng"], second["rng"]), "each must draw its own crops"
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint*")] == ["checkpoint.pt"]
+    assert list(read_log(tmp_path / "out" / "log.csv")["step"]) == [2, 4]
 
 
 def test_muon_resumed_is_as_unbroken(folder, tmp_path, config):
@@ -182,12 +187,11 @@ def test_a_checkpoint_gives_no_settings_of_another_device(folder, tmp_path, conf
 
 def test_orthogonal():
     torch.manual_seed(0)
-    for shape in ((3, 8, 20), (3, 20, 8)):
-        x = torch.randn(shape)
-        u, s, vh = torch.linalg.svd(orthogonal(x), full_matrices=False)
-        assert 0.6 < s.min() and s.max() < 1.3
-        directions = torch.linalg.svd(x, full_matrices=False)
-        assert torch.allclose((u @ vh), directions[0] @ directions[2], atol=1e-3)
+    x = torch.randn(3, 8, 20)
+    u, s, vh = torch.linalg.svd(orthogonal(x), full_matrices=False)
+    assert 0.6 < s.min() and s.max() < 1.3
+    directions = torch.linalg.svd(x, full_matrices=False)
+    assert torch.allclose((u @ vh), directions[0] @ directions[2], atol=1e-3)
     assert not orthogonal(torch.zeros(1, 4, 4)).any()
 
 
@@ -323,16 +327,21 @@ def test_weights_of_another_shape_are_not_begun_from(small_models):
 def test_a_step_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, config, optimiser):
     trainer = Trainer(settings(folder, tmp_path, config, optimiser=optimiser))
     trainer.step(0.5)
+    seen = trainer.read_measures()
     before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
     trainer.bank.crops, crops = lambda *size: torch.full((1, 3, 64, 64), float("nan")), trainer.bank.crops
     trainer.step(0.5)
     assert same(before, trainer.model.state_dict())
-    assert trainer.read_measures(2)["skipped"] == 1
+    none = trainer.read_measures()
+    assert none.pop("skipped") == 1 and all(map(math.isnan, none.values())), "no step, no means"
+    trainer.step(0.5)
     moments = [v for o in trainer.optimisers for state in o.state.values() for v in state.values()]
     assert all(torch.isfinite(v).all() for v in moments)
     trainer.bank.crops = crops
     trainer.step(0.5)
     assert not same(before, trainer.model.state_dict())
+    both = trainer.read_measures()
+    assert both["skipped"] == 1 and 0.5 * seen["loss"] < both["loss"] < 1.5 * seen["loss"], "the mean of the one that was made"
 
 
 def test_a_full_disk_does_not_stop_training(folder, tmp_path, config, monkeypatch, capfd):
@@ -340,9 +349,43 @@ def test_a_full_disk_does_not_stop_training(folder, tmp_path, config, monkeypatc
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    train(settings(folder, tmp_path, config, steps=2))
-    assert "No space left on device; training goes on" in capfd.readouterr().err
-    assert not list(tmp_path.glob("*.pt")) and not list(tmp_path.glob("*.tmp"))
+    monkeypatch.setattr("mlic.train_log._append", full)
+    train(settings(folder, tmp_path, config, steps=2, val=(str(folder),)))
+    said = capfd.readouterr().err
+    for what in ("log", "validation", "checkpoint"):
+        assert f"{what} not written: No space left on device; training goes on" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_log_goes_on_where_the_run_does(folder, tmp_path, config):
+    """Steps after the checkpoint are made, and told, once more; so is what was not written to its end."""
+    train(settings(folder, tmp_path, config, steps=4))
+    log = tmp_path / "log.csv"
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole.splitlines(keepends=True)[-1].replace(b"4,", b"6,", 1) + b"8,0.")
+    train(settings(folder, tmp_path, config, steps=7))
+    assert list(read_log(log)["step"]) == [2, 4, 6, 7] and log.read_bytes().startswith(whole)
+    (tmp_path / "checkpoint.pt").unlink()
+    train(settings(folder, tmp_path, config, steps=1))
+    assert list(read_log(log)["step"]) == [1]
+
+
+def test_a_checkpoint_that_is_none_or_another_model_s(folder, tmp_path, config):
+    train(settings(folder, tmp_path, config, steps=1))
+    with pytest.raises(ValueError, match="not made with model"):
+        train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=2))
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"nothing of the kind", b""):
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged, or no checkpoint"):
+            train(settings(folder, tmp_path, config, steps=2))
+
+
+def test_pictures_to_measure_on_are_looked_for_first(folder, tmp_path, config):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        train(settings(folder, tmp_path / "out", config, val=(str(tmp_path / "empty"),)))
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])
@@ -359,6 +402,23 @@ def test_unreadable_and_small_pictures_are_left_out_with_a_word(folder, capfd):
     assert len(PictureBank([folder], smallest=64)) == 3
     said = capfd.readouterr().err
     assert "broken.png" in said and "tiny.png" in said
+
+
+def test_pictures_of_all_kinds_are_read_as_the_encoder_reads_them(tmp_path, capfd):
+    """And what Pillow raises on damaged files, which may be anything, is a word."""
+    ramp = np.linspace(0, 65535, 96 * 80).reshape(80, 96)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.dstack([ramp // 257, ramp * 0]).astype(np.uint8), "LA").save(tmp_path / "hidden.png")
+    Image.fromarray((ramp / 65535).astype(np.float32)).save(tmp_path / "float.tif")
+    coded = io.BytesIO()
+    Image.fromarray((ramp // 257).astype(np.uint8)).convert("RGB").save(coded, "AVIF", quality=60)
+    for i, at in enumerate(range(0, len(coded.getvalue()), 40)):
+        (tmp_path / f"damaged{i}.avif").write_bytes(coded.getvalue()[:at] + bytes(8) + coded.getvalue()[at + 8 :])
+    bank = PictureBank([tmp_path], smallest=64)
+    sizes = {name: read_rgb(tmp_path / name) for name in ("deep.png", "float.tif")}
+    assert all(np.abs(pixels[..., 1] - ramp / 257).max() <= 1 for pixels in sizes.values())
+    assert len(np.unique(read_rgb(tmp_path / "hidden.png"))) == 1, "nothing that shows"
+    assert len(bank) >= 3 and "left out" in capfd.readouterr().err
 
 
 def test_crops_are_pieces_of_the_pictures(tmp_path):
@@ -420,7 +480,7 @@ def test_compiled(folder, tmp_path, config, monkeypatch, what, graphs):
         trainer = Trainer(settings(folder, tmp_path, config, bf16=True, compiled=compiled))
         trainer.step(0.5)
         trainer.step(0.5)
-        return trainer.read_measures(2)
+        return trainer.read_measures()
 
     plain, before = measures(None), counters["stats"]["unique_graphs"]
     compiled = measures(what)
@@ -539,7 +599,7 @@ def test_graph_capture_on_cuda(tmp_path, config, optimiser, branches, compiled):
     def run(trainer, *, begin, end):
         for i in range(begin, end):
             trainer.step(i / 24)
-        return trainer.read_measures(end - begin)
+        return trainer.read_measures()
 
     first = trainer()
     assert run(first, begin=0, end=12)["skipped"] == 0 and first.graph is not None

@@ -148,8 +148,8 @@ def _mean(x: np.ndarray, y: np.ndarray, low: float, high: float, method: Method)
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     if method == "cubic":
-        if len(x) < 4:
-            raise MlicError(f"a cubic fit needs 4 points, not {len(x)}")
+        if (count := len(np.unique(x))) < 4:
+            raise MlicError(f"a cubic fit needs 4 points, not {count}")
         centre = x.mean()  # for a well-conditioned fit
         primitive = np.polyint(np.polyfit(x - centre, y, 3))
         area = np.polyval(primitive, high - centre) - np.polyval(primitive, low - centre)

@@ -43,8 +43,9 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
     from .cli import _device
     from .evaluate import MODEL_QUALITIES, model_codec, peer_codec
 
-    if codec and (model or effort is not None):
-        raise click.UsageError(f"{'--model' if model else '--effort'} and --codec exclude each other")
+    if codec and (model or effort is not None or name):
+        other = "--model" if model else "--name" if name else "--effort"
+        raise click.UsageError(f"{other} and --codec exclude each other")
     if not all(math.isfinite(quality) for quality in qualities):
         raise click.UsageError("-q must be a number")
     qualities = tuple(dict.fromkeys(qualities))

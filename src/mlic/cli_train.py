@@ -53,8 +53,8 @@ def train(data, val, out, device, resume, **settings) -> None:
     torchrun --nproc-per-node 4 -m mlic train --data photos --steps 100000
     """
     numbers = [value for value in settings.values() if isinstance(value, float)]
-    if any(math.isnan(value) for value in numbers):
-        raise click.UsageError("nan is not a setting")
+    if not all(map(math.isfinite, numbers)):
+        raise click.UsageError("settings are finite numbers")
     from .train import TrainConfig
     from .train import train as run
     from .weights import save_weights

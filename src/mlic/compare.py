@@ -66,8 +66,9 @@ def compare(
     """Set the curves of `results`, and published ones, against the curve called `anchor`.
 
     Published curves are only used where the results are of the very pictures of their data set, or, for a data set
-    whose pictures we do not know, of as many and `dataset` says so. Raises ResultsError for another `dataset`, results
-    of different pictures, two of one name, or an unknown anchor.
+    whose pictures we do not know, of as many and `dataset` says so. A curve has deltas where its means are over the same
+    pictures as the anchor's, none having failed. Raises ResultsError for another `dataset`, results of different pictures,
+    two of one name, or an unknown anchor.
     """
     notes = list(notes)
     pictures = _pictures(results)
@@ -86,7 +87,12 @@ def compare(
         elif more := [name for name in published_curves(dataset) if name not in curves]:
             there += f", and published {', '.join(more)}"
         raise ResultsError(f"no curve called {anchor!r}: {there}")
-    rows = tuple(_row(curves[anchor], curve) for curve in curves.values())
+    means_over = {name: {frozenset(pictures)} for name in curves if curves[name].kind == "published"}
+    for result in results:
+        means_over.setdefault(result.codec["name"], set()).add(frozenset(p["picture"] for p in result.complete()))
+    rows = tuple(
+        _row(curves[anchor], curve, alike=len(means_over[anchor] | means_over[name]) == 1) for name, curve in curves.items()
+    )
     return Comparison(
         anchor=curves[anchor],
         dataset=dataset or f"{len(pictures)} pictures",
@@ -179,7 +185,9 @@ def _headline(comparison: Comparison) -> str:
     )
 
 
-def _row(anchor: Curve, curve: Curve) -> Row:
+def _row(anchor: Curve, curve: Curve, *, alike: bool) -> Row:
+    if not alike:
+        return Row(curve=curve, delta=None, problem="no BD-rate: the means are over other pictures than the anchor's")
     try:
         return Row(curve=curve, delta=compare_curves(anchor.points, curve.points))
     except MlicError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .config import MLIC_PLUS_PLUS
 from .errors import WeightsError
 from .model import CompressionModel, build_model
+from .prior import GaussianPrior
 
 RENAMES = [
     (r"^g_a\.analysis_transform\.", "g_a."),
@@ -81,7 +82,7 @@ def import_mlicpp(tensors: dict[str, Tensor]) -> CompressionModel:
     if quantiles.shape != (MLIC_PLUS_PLUS.z_channels, 1, 3):
         raise WeightsError(f"not a checkpoint of MLIC++: entropy_bottleneck.quantiles is {tuple(quantiles.shape)}")
     state["prior.median"] = quantiles[:, 0, 1].contiguous()
-    state["gaussian.thresholds"] = build_thresholds()
+    state["gaussian.thresholds"] = GaussianPrior(MLIC_PLUS_PLUS.scale_form).thresholds
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -91,9 +92,3 @@ def import_mlicpp(tensors: dict[str, Tensor]) -> CompressionModel:
         raise WeightsError(f"not a checkpoint of MLIC++ as published: {len(wrong)} tensors differ; {first}{old}")
     model.load_state_dict(state, assign=True)
     return model.eval()
-
-
-def build_thresholds() -> Tensor:
-    from .prior import GaussianPrior
-
-    return GaussianPrior(MLIC_PLUS_PLUS.scale_form).thresholds

@@ -10,26 +10,29 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-EXTENSIONS = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from .deep import to_8_bits
+from .errors import PictureError
+from .folders import picture_extensions
+from .pictures import read_picture
 
 
 def find_pictures(folders: Iterable[str | Path]) -> list[Path]:
     """All picture files under the folders, sorted by path."""
-    return sorted(p for folder in folders for p in Path(folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
+    extensions = picture_extensions()
+    return sorted(p for folder in folders for p in Path(folder).rglob("*") if p.suffix.lower() in extensions)
 
 
 def read_rgb(path: Path) -> np.ndarray | None:
     """(H, W, 3) uint8, or None with a word on stderr."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        pixels = read_picture(path).pixels
+    except PictureError as error:
         print(f"left out {path}: {error}", file=sys.stderr)
         return None
+    return to_8_bits(pixels) if pixels.dtype == np.uint16 else pixels
 
 
 def resize(picture: Tensor, scale: float) -> Tensor:
@@ -71,10 +74,12 @@ class PictureBank:
                 scaled = [resize(picture, scale) for scale in scales]
                 pictures += [x for x in scaled if min(x.shape[1:]) >= smallest]
         if not pictures:
-            raise ValueError(f"no picture to train on in {', '.join(map(str, folders))}")
+            raise ValueError(f"no picture of {smallest} pixels or more a side in {', '.join(map(str, folders))}")
         pictures.sort(key=lambda x: -min(x.shape[1:]))
         self.shorter_sides = [min(x.shape[1:]) for x in pictures]
-        self.pixels = torch.cat([x.flatten() for x in pictures])
+        self.pixels = torch.empty(sum(x.numel() for x in pictures), dtype=torch.uint8, device=device)
+        for x, part in zip(pictures, self.pixels.split([x.numel() for x in pictures])):
+            part.view(x.shape).copy_(x)
         self.height, self.width = torch.tensor([x.shape[1:] for x in pictures], device=device).T
         self.start = torch.cumsum(3 * self.height * self.width, 0) - 3 * self.height * self.width
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from . import __version__
 from .errors import MlicError, ResultsError
+from .folders import picture_extensions
 from .metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_db, psnr
 from .pictures import read_pixels
 from .results import Results
@@ -80,13 +80,13 @@ def find_pictures(inputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
     Raises MlicError for a folder without pictures, and for two pictures of one name.
     """
-    paths, notes = [], []
+    paths, notes, extensions = [], [], picture_extensions()
     for source in inputs:
         if not source.is_dir():
             paths.append(source)
             continue
         files = sorted(path for path in source.iterdir() if path.is_file())
-        found = [path for path in files if path.suffix.lower() in Image.registered_extensions()]
+        found = [path for path in files if path.suffix.lower() in extensions]
         if not found:
             raise MlicError(f"no pictures in folder {source}")
         if len(found) < len(files):
@@ -145,7 +145,7 @@ def evaluate(
         if strangers := sorted({p["picture"] for p in before.pictures} - {path.name for path in paths}):
             raise ResultsError(f"{output} holds {strangers[0]}, which is not among the inputs; -f starts afresh")
 
-    entries: dict[str, dict[str, Any]] = {}
+    entries = dict(done)
 
     def keep(entry: dict[str, Any]) -> None:
         entries[entry["picture"]] = entry

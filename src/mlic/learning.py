@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .model import CompressionModel, level_lambda
 from .prior import LevelTable
+from .transforms import LINEAR
 
 INPUTS = 192  # sums of more inputs than this learn more slowly
 # relative to the run's learning rate, by the beginning of a parameter's name; the first that fits
 PARTS = (("prior.", 8.0), ("gains.phi_h.", 1.0), ("gains.", 4.0), ("", 1.0))
-LINEAR = ("g_a.linear.weight", "g_s.linear.weight")  # these begin as a DCT: small sums of large terms
 
 
 def relative_rate(name: str, parameter: Tensor, *, matrix: bool = False) -> float:
@@ -34,7 +34,7 @@ def relative_rate(name: str, parameter: Tensor, *, matrix: bool = False) -> floa
     0.16666666666666666
     """
     rate = next(rate for part, rate in PARTS if name.startswith(part))
-    if parameter.ndim == 4 and not matrix and name not in LINEAR:
+    if parameter.ndim == 4 and not matrix and not name.startswith(LINEAR):  # these begin as a DCT: small sums of large terms
         rate *= min(1.0, INPUTS / parameter[0].numel())
     return rate
 

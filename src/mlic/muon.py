@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .branches import Branches
+from .transforms import LINEAR
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the published quintic, applied five times
@@ -24,18 +25,15 @@ def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
     return [
         module.weight
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-        and getattr(module, "groups", 1) == 1
-        and name not in ("g_a.linear", "g_s.linear")
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and getattr(module, "groups", 1) == 1 and name not in LINEAR
     ]
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Each matrix with all its singular values brought to between about 0.7 and 1.2: (n, rows, columns) -> the same.
-    Rows and columns of zeros stay so.
+    """Each matrix with all its singular values brought to between about 0.7 and 1.2: (n, short, long) -> the same. Rows and
+    columns of zeros stay so.
     """
-    wide = x.mT if x.shape[1] > x.shape[2] else x
-    wide = wide / (torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True) + 1e-7)
+    wide = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     if x.is_cuda:
         wide = wide.bfloat16()
     first, second, third = NEWTON_SCHULZ
@@ -43,7 +41,7 @@ def orthogonal(x: Tensor) -> Tensor:
         square = wide @ wide.mT
         factor = torch.baddbmm(square, square, square, beta=second, alpha=third)
         wide = torch.baddbmm(wide, factor, wide, beta=first)
-    return (wide.mT if x.shape[1] > x.shape[2] else wide).to(x.dtype)
+    return wide.to(x.dtype)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -63,7 +63,10 @@ class PillowPeer:
         if self.threads_option:
             options[self.threads_option] = threads
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, self.file_format, **options)
+        try:
+            Image.fromarray(pixels).save(buffer, self.file_format, **options)
+        except ValueError as error:  # such as WebP's of sides beyond 16383
+            raise MlicError(f"{self.label}: {error}") from None
         return buffer.getvalue()
 
     def decode(self, data: bytes, *, threads: int = 1) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Training: rate plus lambda times distortion, all rates at once for models with quality levels.
 
-Needs torch, numpy, Pillow, safetensors and tqdm only; knows nothing of files or coders. One step is one function
+Needs torch, numpy, Pillow, safetensors and tqdm only; knows nothing of .mlic files or coders. One step is one function
 without host synchronisation; on a CUDA device it is captured as a graph. Under torchrun, each process takes a share of
 the batch.
 """
@@ -12,6 +12,7 @@ import contextlib
 import copy
 import math
 import os
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -28,17 +29,20 @@ from .model import STRIDE, CompressionModel, build_model, level_lambda
 from .muon import Muon, matrix_weights
 from .train_config import TrainConfig, crops_at, learning_rate
 from .train_log import RunLog
+from .transforms import LINEAR
 from .validation import panel, rate_and_mse, symbol_counts, validate, validation_levels
 from .weights import load_model
 
-MEASURES = ("loss", "bpp", "mse", "gradient_norm", "skipped")
-FLOAT32 = ("g_a.linear", "g_s.linear")  # convolutions that lose too much in bfloat16
+CHECKPOINT = "checkpoint.pt"
+MEASURES = ("loss", "bpp", "mse", "gradient_norm")
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Has it units for bfloat16? CPUs without them compute in it all the same, many times slower than in float32."""
-    return device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    """Has it units for bfloat16? Devices without them compute in it all the same, many times slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 class _Halves(torch.autograd.Function):
@@ -72,7 +76,7 @@ class _Forward(nn.Module):
         self.halved = [
             f"{name}.{kind}"
             for name, module in model.named_modules()
-            if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in FLOAT32
+            if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in LINEAR  # which lose too much in bfloat16
             for kind in ("weight", "bias")
         ]
 
@@ -105,7 +109,7 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)  # the same first weights everywhere, then each process its own crops and noise
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device, self.world = config, torch.device(device), world
         cuda = self.device.type == "cuda"
         # on CPUs it brings nothing, and torch 2.13's backward pass crashes with it
         self.layout = torch.channels_last if cuda else torch.contiguous_format
@@ -140,7 +144,7 @@ class Trainer:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.capture = cuda and world == 1 and config.graph
         self._make_optimisers()
-        self.measures = torch.zeros(len(MEASURES), device=device)  # sums since they were last read
+        self.measures = torch.zeros(len(MEASURES) + 2, device=device)  # sums since they were last read; steps skipped, and made
         self.steps = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_size, self.graph_warm = (0, 0), 0  # batch and crop it is for, and steps made with them before it
@@ -237,13 +241,15 @@ class Trainer:
             optimiser.found_inf.copy_(bad)  # it leaves everything as it was where this is 1
             optimiser.step()
         seen = torch.stack([loss.detach(), bpp.detach().mean(), mse.detach().mean(), norm.detach()])
-        self.measures += torch.cat([seen.nan_to_num(0, 0, 0), bad[None]])
+        self.measures += torch.cat([seen.nan_to_num(0, 0, 0) * (1 - bad), torch.stack([bad, 1 - bad])])
 
-    def read_measures(self, steps: int) -> dict[str, float]:
-        """Means over the last `steps` steps (`skipped`: their sum); synchronises with the device."""
-        sums = self.measures.tolist()
+    def read_measures(self) -> dict[str, float]:
+        """Means over the steps made since the last call, NaN where there are none, and how many were `skipped`; synchronises
+        with the device.
+        """
+        *sums, skipped, made = self.measures.tolist()
         self.measures.zero_()
-        return {name: value if name == "skipped" else value / steps for name, value in zip(MEASURES, sums)}
+        return {name: value / made if made else math.nan for name, value in zip(MEASURES, sums)} | {"skipped": skipped}
 
     def state(self) -> dict:
         return {
@@ -258,9 +264,12 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Go on from `state()`, on any device. Raises ValueError when the optimiser is another."""
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        """Go on from `state()`, on any device. Raises ValueError when it is of another model or optimiser."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+        except (KeyError, RuntimeError):
+            raise ValueError(f"the run was not made with model {self.shape.name!r}") from None
         if (state.get("muon") is not None) != (len(self.optimisers) > 1):
             raise ValueError(f"the run was not made with --optimiser {self.config.optimiser}")
         for optimiser, saved in zip(self.optimisers, (state["optimiser"], state.get("muon"))):
@@ -283,7 +292,8 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
     """Run, writing `checkpoint.pt` (to go on from) and the logs of train_log.py into `config.out`. Returns the averaged
     model, with the counts for its coding tables.
 
-    A checkpoint in `config.out` is continued, also into a longer run. Raises ValueError on settings that do not fit.
+    A checkpoint in `config.out` is continued, also into a longer run. Raises ValueError on settings that do not fit, and for a
+    file that is no checkpoint.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and config.steps is None:
@@ -294,15 +304,16 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
     with _process_group(world, device):
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint = out / ("checkpoint.pt" if rank == 0 else f"checkpoint-{rank}.pt")
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else {}
+        state = _read_checkpoint(out / CHECKPOINT)
         log = RunLog(out, tensorboard=config.tensorboard, step=state.get("steps", 0)) if rank == 0 else None
+        val = PictureBank(config.val, smallest=STRIDE, device=device) if config.val and rank == 0 else None
         trainer = Trainer(config, device=device, rank=rank, world=world)
         if state:
             trainer.load(state)
-        elapsed = _run(config, trainer, checkpoint, state.get("elapsed", 0.0), log)
-        if config.val and log:
-            val = PictureBank(config.val, smallest=STRIDE, device=device)
+            if rank > 0:  # what was saved is the first process's
+                torch.manual_seed(config.seed + rank + world * trainer.steps)
+        elapsed = _run(config, trainer, state.get("elapsed", 0.0), log, val)
+        if val:
             for row in _validate(trainer, val, log, elapsed):
                 print(f"level {row['level']:5.1f}  {row['bpp']:.4f} bpp  {row['psnr']:.2f} dB", file=sys.stderr)
         if log:
@@ -311,43 +322,44 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
     return trainer.average
 
 
-def _run(config: TrainConfig, trainer: Trainer, checkpoint: Path, elapsed: float, log: RunLog | None) -> float:
-    """Go on to the end, from `elapsed` seconds on. Returns the seconds at the end. In all processes but the first `log`
-    is None.
+def _run(config: TrainConfig, trainer: Trainer, elapsed: float, log: RunLog | None, val: PictureBank | None) -> float:
+    """Go on to the end, from `elapsed` seconds on. Returns the seconds at the end. In all processes but the first, which
+    alone writes, `log` and `val` are None.
     """
     total, unit = (config.steps, "step") if config.steps else (config.minutes * 60, "s")
 
     def done() -> float:
         return trainer.steps if config.steps else elapsed
 
-    val = PictureBank(config.val, smallest=STRIDE, device=trainer.device) if config.val_every and log else None
     started, saved = time.monotonic() - elapsed, time.monotonic()
     validated = logged = saved
+    steps_logged = trainer.steps
     bar = tqdm(total=int(total), initial=int(done()), unit=unit, disable=None if log else True)
     while done() / total < 1:
         progress = done() / total
         trainer.step(progress)
         elapsed = time.monotonic() - started
         bar.update(int(done()) - bar.n)
-        if trainer.steps % config.log_every == 0:
-            seen = trainer.read_measures(config.log_every)
-            now = time.monotonic()
-            batch, crop = crops_at(config, progress)
-            speed = config.log_every * batch * crop**2 / (now - logged)
-            logged = now
-            if log:
-                rates = {"learning_rate": f"{learning_rate(config, progress):.3g}", "pixels_per_second": f"{speed:.4g}"}
-                measures = {name: f"{value:.5g}" for name, value in seen.items()}
+        if log and (trainer.steps % config.log_every == 0 or done() / total >= 1):
+            seen = trainer.read_measures()
+            now, (batch, crop) = time.monotonic(), crops_at(config, progress)
+            speed = (trainer.steps - steps_logged) * trainer.world * batch * crop**2 / (now - logged)
+            logged, steps_logged = now, trainer.steps
+            rates = {"learning_rate": f"{learning_rate(config, progress):.3g}", "pixels_per_second": f"{speed:.4g}"}
+            measures = {name: f"{value:.5g}" for name, value in seen.items()}
+            with _going_on("log"):
                 log.line({"step": trainer.steps, "seconds": f"{elapsed:.1f}", **measures, **rates})
             shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
+            shown |= {"skipped": f"{seen['skipped']:g}"} if seen["skipped"] else {}
             bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
-        if time.monotonic() - saved >= config.save_every:
-            _save(trainer, checkpoint, elapsed)
+        if log and time.monotonic() - saved >= config.save_every:
+            _save(trainer, elapsed)
             saved = time.monotonic()
-        if val and done() / total < 1 and time.monotonic() - validated >= config.val_every * 60:
+        if config.val_every and val and done() / total < 1 and time.monotonic() - validated >= config.val_every * 60:
             _validate(trainer, val, log, elapsed)
             validated = logged = time.monotonic()
-    _save(trainer, checkpoint, elapsed)
+    if log:
+        _save(trainer, elapsed)
     bar.close()
     return elapsed
 
@@ -355,20 +367,41 @@ def _run(config: TrainConfig, trainer: Trainer, checkpoint: Path, elapsed: float
 def _validate(trainer: Trainer, bank: PictureBank, log: RunLog, elapsed: float) -> list[dict]:
     """Rows of `validate` for the averaged weights, also into the log."""
     model = trainer.average.eval()
-    rows = validate(model, bank, validation_levels(model))
-    log.validation(rows, panel(model, bank), step=trainer.steps, seconds=elapsed)
+    rows, shown = validate(model, bank, validation_levels(model)), panel(model, bank)
+    with _going_on("validation"):
+        log.validation(rows, shown, step=trainer.steps, seconds=elapsed)
     return rows
 
 
-def _save(trainer: Trainer, checkpoint: Path, elapsed: float) -> None:
-    """Whole or not at all; a full disk is a word on stderr, and training goes on."""
+def _save(trainer: Trainer, elapsed: float) -> None:
+    """Whole or not at all."""
+    checkpoint = Path(trainer.config.out, CHECKPOINT)
     partial = checkpoint.with_suffix(".tmp")
+    with _going_on("checkpoint"):
+        try:
+            torch.save({**trainer.state(), "elapsed": elapsed}, partial)
+            partial.replace(checkpoint)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _read_checkpoint(path: Path) -> dict:
+    """What `_save` wrote; empty where nothing is there."""
+    if not path.exists():
+        return {}
     try:
-        torch.save({**trainer.state(), "elapsed": elapsed}, partial)
-        partial.replace(checkpoint)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        print(f"checkpoint not written: {str(error).splitlines()[0]}; training goes on", file=sys.stderr)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError):
+        raise ValueError(f"{path} is damaged, or no checkpoint") from None
+
+
+@contextlib.contextmanager
+def _going_on(what: str):
+    """A full disk is a word on stderr, and training goes on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is torch's
+        print(f"{what} not written: {str(error).splitlines()[0]}; training goes on", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -9,15 +9,20 @@ import numpy as np
 from PIL import Image
 
 from .errors import MlicError, ResultsError
+from .saving import write_whole
 
 LOG, VALIDATION, PLOT = "log.csv", "validation.csv", "run.png"
 
 
 class RunLog:
-    """Appends to the files in `out`. `tensorboard`: also write events there; raises MlicError without the package."""
+    """Appends to the files in `out`, after what they say of the steps up to `step`. `tensorboard`: also write events there;
+    raises MlicError without the package.
+    """
 
     def __init__(self, out: Path, *, tensorboard: bool = False, step: int = 0) -> None:
         self.out, self.events = out, None
+        for name in (LOG, VALIDATION):
+            _cut(out / name, step)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -50,6 +55,16 @@ class RunLog:
 
 def _short(row: dict[str, float]) -> dict[str, str]:
     return {name: f"{value:.5g}" for name, value in row.items()}
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leave out the lines after a step, which will be written again, and one that was not written to its end."""
+    if path.exists():
+        title, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
+        numbers = [line.partition(b",")[0] if line.endswith(b"\n") else b"" for line in lines]
+        kept = [line for line, number in zip(lines, numbers) if number.isdigit() and int(number) <= step]
+        if kept != lines:
+            write_whole(path, b"".join([title, *kept]))
 
 
 def _append(path: Path, rows: list[dict]) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .layers import PlainBlock, ResidualBlock, ResidualBlockDown, ResidualBlockUp, activation, conv, float32_region, subpel
 
+LINEAR = ("g_a.linear", "g_s.linear")  # the block transforms of "patch", in a model
+
 
 class ResidualAnalysis(nn.Sequential):
     """g_a of the MLIC family: picture (B, 3, H, W) in 0..1 -> y (B, M, H/16, W/16)."""

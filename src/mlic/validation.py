@@ -17,7 +17,7 @@ from .tables import SymbolCounter
 
 def rate_and_mse(x: Tensor, x_hat: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     """Per-picture (bits per pixel, MSE on 0..1), both (B,)."""
-    return bits / (x.shape[2] * x.shape[3]), (x_hat.float() - x).square().flatten(1).mean(1)
+    return bits / (x.shape[2] * x.shape[3]), (x_hat.float() - x).square().mean((1, 2, 3))
 
 
 def validation_levels(model: CompressionModel, count: int = 7) -> tuple[float, ...]:
