@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -21,7 +20,8 @@ _RIVALS = {"JPEG": ("jpeg", "jpeg-420"), "WebP": ("webp",), "AVIF": ("avif",)}  
 class Row:
     """One codec at one setting: ``bytes`` is the real file size, ``bpp`` bits per pixel, times are wall-clock seconds.
 
-    ``psnr`` and ``ms_ssim_db`` are in dB; both MS-SSIM fields are None for a picture too small for MS-SSIM.
+    ``psnr`` and ``ms_ssim_db`` are in dB; both MS-SSIM fields are None for a picture too small for MS-SSIM. ``pixels`` is what
+    the file decodes to, (H, W, 3) uint8.
     """
 
     codec: str
@@ -33,16 +33,7 @@ class Row:
     ms_ssim_db: float | None
     encode_s: float
     decode_s: float
-
-
-class _Coded(NamedTuple):
-    codec: str
-    setting: str
-    size: int
-    pixels: np.ndarray  # what the file decodes to, (H, W, 3) uint8
-    psnr: float
-    encode_s: float
-    decode_s: float
+    pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 def run_demo(
@@ -68,7 +59,6 @@ def run_demo(
             Pillow cannot write it.
     """
     picture = _rgb(image)
-    original = np.asarray(picture)
     say = progress or (lambda line: None)
     for reason in _missing().values():
         say(f"skipped: {reason}")
@@ -76,21 +66,7 @@ def run_demo(
     rows = []
     for quality in qualities:
         say(f"quality {quality}: mlic, then the other codecs at its file size")
-        for coded in _code_all(picture, quality, model):
-            similarity = ms_ssim(original, coded.pixels) if min(picture.size) >= MS_SSIM_MIN_SIDE else None
-            rows.append(
-                Row(
-                    codec=coded.codec,
-                    setting=coded.setting,
-                    bytes=coded.size,
-                    bpp=8 * coded.size / (picture.width * picture.height),
-                    psnr=coded.psnr,
-                    ms_ssim=similarity,
-                    ms_ssim_db=None if similarity is None else ms_ssim_db(similarity),
-                    encode_s=coded.encode_s,
-                    decode_s=coded.decode_s,
-                )
-            )
+        rows += _code_all(picture, quality, model)
     return rows
 
 
@@ -157,7 +133,7 @@ def comparison_picture(
     original = np.asarray(picture)
     ours, *others = _code_all(picture, quality, model)
     panels = [("original", f"{original.nbytes:,} bytes raw", original)]
-    panels += [(c.codec, f"{c.size:,} bytes   {c.psnr:.2f} dB", c.pixels) for c in (*others, ours)]
+    panels += [(c.codec, f"{c.bytes:,} bytes   {c.psnr:.2f} dB", c.pixels) for c in (*others, ours)]
 
     left, top, right, bottom = _detailed_box(picture, crop)
     width, height = (right - left) * scale, (bottom - top) * scale
@@ -189,12 +165,21 @@ def _missing() -> dict[str, str]:
     return {codec: reason for codec, peers in _RIVALS.items() for name in peers if (reason := PEERS[name].missing())}
 
 
-def _code_all(picture: Image.Image, quality: int, model: str) -> list[_Coded]:
+def _code_all(picture: Image.Image, quality: int, model: str) -> list[Row]:
     ours, missing = _code_mlic(picture, quality, model), _missing()
-    return [ours] + [_code_nearest(picture, codec, ours.size) for codec in _RIVALS if codec not in missing]
+    return [ours] + [_code_nearest(picture, codec, ours.bytes) for codec in _RIVALS if codec not in missing]
 
 
-def _code_mlic(picture: Image.Image, quality: int, model: str) -> _Coded:
+def _row(codec: str, setting: str, picture: Image.Image, data: bytes, pixels: np.ndarray, *times: float) -> Row:
+    """`times`: before encoding, after it, after decoding."""
+    original, bpp = np.asarray(picture), 8 * len(data) / (picture.width * picture.height)
+    similarity = ms_ssim(original, pixels) if min(picture.size) >= MS_SSIM_MIN_SIDE else None
+    measures = psnr(original, pixels), similarity, None if similarity is None else ms_ssim_db(similarity)
+    start, encoded, decoded = times
+    return Row(codec, setting, len(data), bpp, *measures, encoded - start, decoded - encoded, pixels)
+
+
+def _code_mlic(picture: Image.Image, quality: int, model: str) -> Row:
     import mlic
 
     start = time.perf_counter()
@@ -202,11 +187,10 @@ def _code_mlic(picture: Image.Image, quality: int, model: str) -> _Coded:
     encoded = time.perf_counter()
     pixels = np.asarray(mlic.decode(data, model).convert("RGB"))
     decoded = time.perf_counter()
-    error = psnr(np.asarray(picture), pixels)
-    return _Coded("mlic", f"q{quality} {model}", len(data), pixels, error, encoded - start, decoded - encoded)
+    return _row("mlic", f"q{quality} {model}", picture, data, pixels, start, encoded, decoded)
 
 
-def _code_nearest(picture: Image.Image, codec: str, target: int) -> _Coded:
+def _code_nearest(picture: Image.Image, codec: str, target: int) -> Row:
     """Compress to the size nearest to ``target`` bytes, with the best by PSNR of the codec's peers that get there."""
     original, threads = np.asarray(picture), os.cpu_count() or 1
     candidates = []
@@ -218,11 +202,10 @@ def _code_nearest(picture: Image.Image, codec: str, target: int) -> _Coded:
         pixels = peer.decode(data, threads=threads)
         decoded = time.perf_counter()
         setting = f"q{quality:g} {peer.settings().get('subsampling', '')}".strip()
-        error = psnr(original, pixels)
-        candidates.append(_Coded(codec, setting, len(data), pixels, error, encoded - start, decoded - encoded))
+        candidates.append(_row(codec, setting, picture, data, pixels, start, encoded, decoded))
     # At the ends of the quality range one of the peers may be far from the target; it must not win by being larger.
-    slack = max(target // 20, min(abs(c.size - target) for c in candidates))
-    return max((c for c in candidates if abs(c.size - target) <= slack), key=lambda c: c.psnr)
+    slack = max(target // 20, min(abs(c.bytes - target) for c in candidates))
+    return max((c for c in candidates if abs(c.bytes - target) <= slack), key=lambda c: c.psnr)
 
 
 def _detailed_box(picture: Image.Image, crop: int) -> tuple[int, int, int, int]:

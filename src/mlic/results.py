@@ -1,4 +1,4 @@
-"""Results files: what one codec did on some pictures, as JSON. docs/evaluation.md defines every field."""
+"""Results files: what one codec did on some pictures, as JSON. docs/evaluation.md defines the measures."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Estimate:
 
     `noisy`, as in training: values have straight-through gradients, and the rate's gradients for y and the means are
     those of uniform noise in place of rounding (Minnen & Singh 2020); scales learn from the symbols. z's rate is the
-    noise's. Coding tables that follow counted symbols make real files about 1% smaller than this.
+    noise's. Coding tables that follow counted symbols make real files a little smaller than this (docs/training.md).
 
     After the walk, `z_bits` and `y_bits` are (B,) sums in bits, and `slice_bits` lists (B,) tensors per slice.
     """
