@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(VENV)/bin/mlic demo -o demo.png
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # torch first and alone, so that its CPU build comes from its own index and everything else from PyPI.
 $(STAMP): pyproject.toml constraints.txt

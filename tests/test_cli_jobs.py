@@ -127,11 +127,14 @@ def test_quiet_and_verbose(photos):
 
 
 def test_threads_are_shared_among_files(photos, monkeypatch):
-    asked = []
+    asked, side_by_side = [], []
+    run_jobs = mlic.jobs.run_jobs
+    monkeypatch.setattr(mlic.jobs, "run_jobs", lambda *a, **k: side_by_side.append(k["parallel"]) or run_jobs(*a, **k))
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     counts("encode", "photos", "-o", "coded", "-j", 8)
     assert set(asked) == {1} and len(asked) > 2  # this thread and those of the pool
+    assert side_by_side == [3]
 
 
 @pytest.mark.parametrize("engine", [[], ["--engine", "ray"]])
@@ -181,7 +184,10 @@ def test_ctrl_c_stops_a_job_of_many(photo, jobs):
     for name in coded:
         info(f"coded/{name}")
     if jobs == 1:
-        assert counts("encode", "many", "-o", "coded") == (60 - len(coded), len(coded), 0)
+        left = [path for path in Path("many").iterdir() if f"{path.stem}.mlic" not in coded]
+        for path in left[3:]:
+            path.unlink()
+        assert counts("encode", "many", "-o", "coded") == (len(left[:3]), len(coded), 0)
 
 
 # Options

@@ -148,12 +148,13 @@ def test_options_of_save_reach_the_encoder(photo, small_models):
         return MlicFile.from_bytes(buffer.getvalue())
 
     assert saved(quality=30, optimize=True).quality == round(29 / 99 * 63 * 256)
+    assert saved(quality=30, effort=0).to_bytes() == mlic.encode(photo, 30, effort=0)
     tiled = saved(exact=False, tile=64)
     assert (tiled.arithmetic, tiled.tile, len(tiled.tiles)) == (FLOAT, 64, 4)
     assert saved(model=small_models["mlic"]).model == small_models["mlic"].config.name
-    assert 0.98 * 700 <= len(saved(target_size=700).to_bytes()) <= 700
-    assert 0.49 <= 8 * len(saved(target_bpp=0.5).to_bytes()) / (96 * 80) <= 0.5
-    assert psnr(np.asarray(mlic.decode(saved(target_psnr=33).to_bytes())), photo) == pytest.approx(33, abs=0.1)
+    assert 0.98 * 700 <= len(saved(target_size=700, effort=0).to_bytes()) <= 700
+    assert 0.49 <= 8 * len(saved(target_bpp=0.5, effort=0).to_bytes()) / (96 * 80) <= 0.5
+    assert psnr(np.asarray(mlic.decode(saved(target_psnr=33, effort=0).to_bytes())), photo) == pytest.approx(33, abs=0.1)
     with pytest.raises(ValueError, match="not both"):
         saved(target_size=700, quality=50)
     with pytest.raises(ValueError, match="1 to 100"):
@@ -163,7 +164,7 @@ def test_options_of_save_reach_the_encoder(photo, small_models):
     with pytest.raises(OSError, match="no model called"):
         saved(model="slow")
     with pytest.warns(UserWarning, match="cannot be reached"):
-        saved(target_size=50)
+        saved(target_size=50, effort=0)
 
 
 @pytest.mark.parametrize("model, quality", [("mlic", 512), ("mlic", 65535), ("fast", 65535), ("fast", 65000), ("own", 0)])

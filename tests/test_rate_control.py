@@ -7,7 +7,7 @@ import pytest
 
 import mlic
 from mlic.codec import encode_picture, quality_to_code
-from mlic.container import MlicFile
+from mlic.container import FLOAT, MlicFile
 from mlic.pictures import Picture, read_picture
 from mlic.rate_control import MAX_PASSES, PATIENCE, encode_to_target, search
 from mlic.weights import load_model
@@ -83,22 +83,24 @@ def crop():
 
 @pytest.mark.parametrize("size", [1000, 3000])
 def test_size(model, crop, size):
-    result = encode_to_target(model, crop, size=size)
+    result = encode_to_target(model, crop, size=size, effort=0)
     assert 0.98 * size <= len(result.data) == result.reached <= size
     assert result.note is None and result.passes <= 5
-    assert encode_picture(model, crop, result.quality).data == result.data
+    assert encode_picture(model, crop, result.quality, effort=0).data == result.data
 
 
 def test_bpp_counts_the_whole_file(model, crop):
     heavy = Picture(crop.pixels, exif=b"II*\0" + np.random.default_rng(0).bytes(1000))
-    result = encode_to_target(model, heavy, bpp=1)
+    result = encode_to_target(model, heavy, bpp=1, effort=0)
     pixels = crop.pixels.shape[0] * crop.pixels.shape[1]
     assert 0.98 <= result.reached <= 1 and result.reached == pytest.approx(8 * len(result.data) / pixels)
     assert result.note is None and MlicFile.from_bytes(result.data).exif == heavy.exif
+    floating = encode_to_target(model, crop, bpp=1, exact=False, effort=0)
+    assert MlicFile.from_bytes(floating.data).arithmetic == FLOAT
 
 
 def test_psnr_is_that_of_the_decoded_picture(model, crop):
-    result = encode_to_target(model, crop, psnr=32)
+    result = encode_to_target(model, crop, psnr=32, effort=0)
     back = np.asarray(mlic.decode(result.data), float)
     decibel = 10 * math.log10(255**2 / np.square(back - crop.pixels).mean())
     assert decibel == pytest.approx(result.reached, abs=1e-4)
@@ -107,13 +109,13 @@ def test_psnr_is_that_of_the_decoded_picture(model, crop):
 
 def test_psnr_of_16_bits_and_of_what_shows(model, crop):
     deep = Picture(crop.pixels * np.uint16(257))
-    assert encode_to_target(model, deep, psnr=30).reached == pytest.approx(30, abs=0.1)
+    assert encode_to_target(model, deep, psnr=30, effort=0).reached == pytest.approx(30, abs=0.1)
     # larger than `crop`: in a file of a few hundred bytes, PSNR jumps by more than the bound between qualities
     pixels = read_picture(mlic.__path__[0] + "/samples/kodim23.png").pixels[100:356, 100:484]
     alpha = np.zeros(pixels.shape[:2], np.uint8)
     alpha[:128] = 255
     half = Picture(np.where(alpha[..., None] > 0, pixels, 128).astype(np.uint8), alpha=alpha)
-    result = encode_to_target(model, half, psnr=33)
+    result = encode_to_target(model, half, psnr=33, effort=0)
     back = np.asarray(mlic.decode(result.data), float)[:128, :, :3]
     shown = 10 * math.log10(255**2 / np.square(back - pixels[:128]).mean())
     assert shown == pytest.approx(result.reached, abs=1e-4)
@@ -125,10 +127,10 @@ def test_psnr_of_16_bits_and_of_what_shows(model, crop):
     [({"size": 10}, "lowest"), ({"bpp": 40}, "highest"), ({"psnr": 70}, "highest"), ({"psnr": 5}, "lowest")],
 )
 def test_out_of_reach_gives_the_closest_file_and_says_so(model, crop, target, which):
-    result = encode_to_target(model, crop, **target)
+    result = encode_to_target(model, crop, **target, effort=0)
     assert result.quality == (1 if which == "lowest" else 100)
     assert f"the {which} quality gives" in result.note
-    assert len(result.data) == len(encode_picture(model, crop, result.quality).data)
+    assert len(result.data) == len(encode_picture(model, crop, result.quality, effort=0).data)
 
 
 def test_targets_are_checked_before_any_work(small_models, crop):
@@ -144,6 +146,6 @@ def test_targets_are_checked_before_any_work(small_models, crop):
 
 def test_progress_is_called_in_each_pass(model, crop):
     calls = []
-    result = encode_to_target(model, crop, size=2000, tile=128, progress=lambda *call: calls.append(call))
+    result = encode_to_target(model, crop, size=2000, tile=128, effort=0, progress=lambda *call: calls.append(call))
     assert calls == [(1, 2), (2, 2)] * result.passes
     assert MlicFile.from_bytes(result.data).tile == 128

@@ -1,5 +1,6 @@
 """A picture in, a file out, the same reconstruction back: all models, odd sizes, grey, monotone quality."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,15 +9,23 @@ import torch
 from PIL import Image
 
 import mlic
+from mlic import codec
 from mlic.codec import decode_picture, encode_picture
+from mlic.coder import SymbolEncoder
 from mlic.config import CONFIGS
-from mlic.container import MlicFile
+from mlic.container import EXACT, NO_QUALITY, MlicFile
+from mlic.exact import exact_twin
 from mlic.metrics import psnr
-from mlic.pictures import read_picture
-from mlic.weights import find_weights
+from mlic.pictures import Picture, read_picture
+from mlic.refine import Search
+from mlic.strategies import Write
+from mlic.tiles import Box
+from mlic.weights import find_weights, load_model, save_weights
+
+RECORDED = [(20, 143, 31.24), (50, 243, 36.16), (80, 479, 39.41)]  # of the packaged weights on `photo`: quality, bytes, dB
 
 
-@pytest.mark.parametrize("size", [(1, 1), (17, 31), (65, 64), (768, 512)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size", [(1, 1), (17, 31), (65, 64), (512, 384)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_decoder_gives_the_encoders_reconstruction(small_models, name, size):
     model = small_models[name]
@@ -40,6 +49,32 @@ def test_packaged_weights_round_trip(photo):
     assert len(data) < photo.size / 4
 
 
+@pytest.mark.parametrize(("quality", "size", "decibel"), RECORDED)
+def test_packaged_weights_compress_as_they_did(photo, quality, size, decibel):
+    """With the search that users have. New weights record new figures, better ones if all is well."""
+    data = mlic.encode(photo, quality, effort=4)
+    assert abs(len(data) - size) <= 0.01 * size + 4  # a word of the coder is four bytes
+    assert psnr(np.asarray(mlic.decode(data)), photo) == pytest.approx(decibel, abs=0.05)
+
+
+@torch.inference_mode()
+def test_symbols_are_chosen_as_the_search_says(photo):
+    """From four passes on at another price than the config's; in a batch as well."""
+    model, picture = load_model("fast"), Picture(photo)
+    file = MlicFile.from_bytes(encode_picture(model, picture, 90, effort=4).data)
+    search, whole = Search(model, 4), Box(0, 0, *photo.shape[:2])
+    level, box = codec.level_tensor(model, file.quality), whole.aligned(64)
+    y, z = search.latents(codec._to_tensor(model, photo, box), level, part=box, seen=box, whole=whole)
+    streams = []
+    for gaussian in (search.gaussian, model.gaussian):
+        symbols = SymbolEncoder(model.tables, codec.prior_row(model, file.quality))
+        exact_twin(model).code(Write(y, z, model.config.slices, gaussian, [symbols]), level)
+        streams.append(symbols.finish()[0])
+    assert file.tiles[0].stream == streams[0] != streams[1]
+    batch = torch.from_numpy(photo).permute(2, 0, 1)[None]
+    assert MlicFile.from_bytes(mlic.encode_batch(batch, 90, effort=4)[0]).tiles == file.tiles
+
+
 def test_grey_stays_grey(photo):
     grey = Image.fromarray(photo).convert("L")
     back = mlic.decode(mlic.encode(grey, quality=80))
@@ -49,7 +84,7 @@ def test_grey_stays_grey(photo):
 
 def test_quality_is_monotone(photo):
     sizes, qualities = [], []
-    for quality in range(1, 101, 9):
+    for quality in range(1, 101, 16):
         data = mlic.encode(photo, quality=quality)
         sizes.append(len(data))
         qualities.append(psnr(np.asarray(mlic.decode(data)), photo))
@@ -82,6 +117,50 @@ def test_other_weights_are_refused_with_the_digest_needed(small_models, photo):
     with pytest.raises(mlic.WeightsError, match=small_models["fast"].digest[:8].hex()):
         mlic.decode(data)
     assert mlic.decode(data, model=small_models["fast"]).size == (photo.shape[1], photo.shape[0])
+
+
+def test_a_name_from_a_file_is_never_a_path(small_models, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_weights("x.safetensors", small_models["fast"])
+    file = MlicFile.from_bytes(mlic.encode(photo, model=small_models["fast"]))
+    renamed = dataclasses.replace(file, model="x.safetensors").to_bytes()
+    with pytest.raises(mlic.WeightsError, match="give its weights file"):
+        mlic.decode(renamed)
+    assert mlic.decode(renamed, model="x.safetensors").size == (file.width, file.height)
+
+
+@pytest.mark.parametrize("decode", [mlic.decode, lambda data, model: mlic.decode_batch([data], model)], ids=["one", "batch"])
+def test_qualities_that_no_encoder_writes(small_models, photo, decode):
+    for name, quality, error in (
+        ("fast", NO_QUALITY, mlic.DamagedFile),
+        ("fast", 3 * 256 + 1, mlic.UnsupportedFile),
+        ("mlic", 256, mlic.DamagedFile),
+    ):
+        file = MlicFile.from_bytes(mlic.encode(photo, model=small_models[name]))
+        with pytest.raises(error):
+            decode(dataclasses.replace(file, quality=quality).to_bytes(), small_models[name])
+
+
+def test_damaged_weights_and_giant_pictures_are_refused(small_models, photo, monkeypatch):
+    model = copy.deepcopy(small_models["fast"])
+    model.g_a.linear.bias[0] = float("nan")
+    with pytest.raises(mlic.WeightsError, match="not finite"):
+        mlic.encode(photo, model=model)
+    with pytest.raises(mlic.WeightsError, match="not finite"):
+        mlic.encode_batch(torch.from_numpy(photo).permute(2, 0, 1)[None], model=model)
+    monkeypatch.setattr(codec, "MAX_PIXELS", photo[..., 0].size - 1)
+    with pytest.raises(mlic.PictureError, match="too many"):
+        mlic.encode(photo, model=small_models["fast"])
+
+
+def test_weights_that_only_float_arithmetic_can_take(small_models, photo):
+    model = copy.deepcopy(small_models["fast"])
+    model.__dict__.pop("_exact_twin", None)
+    file = dataclasses.replace(MlicFile.from_bytes(mlic.encode(photo, model=model, exact=False)), arithmetic=EXACT)
+    model.h_s[0].weight[0] = 1e4
+    for refused in (lambda: mlic.encode(photo, model=model), lambda: mlic.decode(file.to_bytes(), model)):
+        with pytest.raises(mlic.WeightsError, match="only float arithmetic is possible"):
+            refused()
 
 
 def test_a_decoder_that_went_astray_says_so(small_models, photo):

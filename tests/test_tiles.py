@@ -35,6 +35,15 @@ def tiled(scene) -> bytes:
     return encode_picture(load_model("fast"), Picture(scene), 60, tile=128, effort=1).data  # 2 x 3 tiles
 
 
+@pytest.fixture(scope="module")
+def decoded(scene, tiled) -> dict[int, tuple[bytes, np.ndarray]]:
+    """By the side of its tiles, 0 for one: a file and its pixels."""
+    one = encode_picture(load_model("fast"), Picture(scene), 60, tile=0, effort=0).data
+    return {
+        side: (data, decode_picture(load_model("fast"), MlicFile.from_bytes(data))) for side, data in ((0, one), (128, tiled))
+    }
+
+
 def test_boxes_cover_a_picture_once():
     seen = np.zeros((200, 333), int)
     for box in boxes(200, 333, 64):
@@ -76,24 +85,24 @@ def test_transforms_see_no_further_than_the_margin(small_models, name):
 def test_decoder_gives_the_encoders_reconstruction_of_tiles(small_models, scene, name, exact):
     model = small_models[name]
     quality = 70 if model.config.variable_rate else None
-    encoded = encode_picture(model, Picture(scene), quality, tile=128, exact=exact, reconstruct=True)
+    part = Picture(np.ascontiguousarray(scene[:136, :300]))  # the last tiles are smaller
+    encoded = encode_picture(model, part, quality, tile=128, exact=exact, reconstruct=True)
     file = MlicFile.from_bytes(encoded.data)
     assert file.tile == 128 and len(file.tiles) == 6
     assert np.array_equal(decode_picture(model, file), encoded.reconstruction)
 
 
-def test_no_seams(scene, tiled):
+def test_no_seams(scene, decoded):
     """Beside the tiles' edges, PSNR against elsewhere is what it is in the picture in one piece, up to other roundings in so
     small a picture. (With g_s seeing nothing beyond the tiles, the fall would be several times as large.)
     """
-    back = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
-    one = encode_picture(load_model("fast"), Picture(scene), 60, tile=0, reconstruct=True).reconstruction
+    tiled = encode_picture(load_model("fast"), Picture(scene), 60, tile=128, effort=0, reconstruct=True)
+    one, back = decoded[0][1], tiled.reconstruction
     alone = np.empty_like(scene)
     for box in boxes(240, 330, 128):
         part = np.ascontiguousarray(scene[box.within(Box(0, 0, 240, 330))])
-        alone[box.within(Box(0, 0, 240, 330))] = encode_picture(
-            load_model("fast"), Picture(part), 60, reconstruct=True
-        ).reconstruction
+        coded = encode_picture(load_model("fast"), Picture(part), 60, effort=0, reconstruct=True)
+        alone[box.within(Box(0, 0, 240, 330))] = coded.reconstruction
     near = np.zeros(scene.shape[:2], bool)
     for edge in range(128, 330, 128):
         near[:, edge - 2 : edge + 2] = True
@@ -107,32 +116,25 @@ def test_no_seams(scene, tiled):
 
 
 def test_threads_change_nothing(scene, tiled):
-    threads = torch.get_num_threads()
     calls = []
-    try:
-        torch.set_num_threads(3)
-        data = encode_picture(load_model("fast"), Picture(scene), 60, tile=128, progress=lambda *c: calls.append(c)).data
-        assert torch.get_num_threads() == 3
-        several = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
-        torch.set_num_threads(1)
-        one = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(3)
+    data = encode_picture(load_model("fast"), Picture(scene), 60, tile=128, progress=lambda *c: calls.append(c)).data
+    assert torch.get_num_threads() == 3
+    several = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
+    torch.set_num_threads(1)
+    one = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
     assert data == tiled and calls == [(i + 1, 6) for i in range(6)]
     assert np.abs(several.astype(int) - one).max() <= 1  # g_s is floating point
 
 
 @pytest.mark.parametrize("region", [(0, 0, 330, 240), (65, 70, 100, 90), (329, 239, 1, 1), (10, 200, 300, 8)], ids=str)
 @pytest.mark.parametrize("tile", [0, 128])
-def test_region(scene, tiled, region, tile):
-    model = load_model("fast")
-    data = tiled if tile else encode_picture(model, Picture(scene), 60, tile=0).data
-    file = MlicFile.from_bytes(data)
+def test_region(decoded, region, tile):
+    data, whole = decoded[tile]
     x, y, width, height = region
-    part = decode_file(model, file, region=region).pixels
+    part = decode_file(load_model("fast"), MlicFile.from_bytes(data), region=region).pixels
     assert part.shape == (height, width, 3)
-    whole = decode_picture(model, file)[y : y + height, x : x + width]
-    assert np.abs(part.astype(int) - whole).max() <= 1
+    assert np.abs(part.astype(int) - whole[y : y + height, x : x + width]).max() <= 1
 
 
 def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
@@ -154,15 +156,14 @@ def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 @pytest.mark.parametrize("tile", [0, 128])
-def test_scale(scene, tiled, scale, tile):
+def test_scale(decoded, scale, tile):
     """Close to the whole picture made smaller: what is left out lies above what the smaller picture can show."""
-    model = load_model("fast")
-    data = tiled if tile else encode_picture(model, Picture(scene), 60, tile=0, effort=0).data
+    model, (data, whole) = load_model("fast"), decoded[tile]
     file = MlicFile.from_bytes(data)
     small = decode_file(model, file, scale=scale).pixels
     height, width = -(-240 // scale), -(-330 // scale)
     assert small.shape == (height, width, 3)
-    wanted = torch.from_numpy(decode_picture(model, file)).permute(2, 0, 1).float()
+    wanted = torch.from_numpy(whole).permute(2, 0, 1).float()
     wanted = torch.nn.functional.avg_pool2d(wanted, scale, ceil_mode=True, count_include_pad=False)
     assert psnr(small, wanted.permute(1, 2, 0).round().to(torch.uint8).numpy()) > 32
     corner = decode_file(model, file, scale=scale, region=(64, 128, 33, 40)).pixels
@@ -201,17 +202,16 @@ def test_impossible_tiles(scene, side):
         encode_picture(load_model("fast"), Picture(scene), tile=side)
 
 
-def test_large_pictures_are_tiled(scene, monkeypatch):
+def test_large_pictures_are_tiled(photo, small_models, monkeypatch):
     assert tiles.default_side(3000, 4000) == 1024 and tiles.default_side(512, 768) == 0
-    monkeypatch.setattr(tiles, "LARGE", 1 << 14)
-    monkeypatch.setattr(tiles, "SIDE", 128)
-    assert MlicFile.from_bytes(mlic.encode(scene)).tile == 128
+    monkeypatch.setattr(tiles, "LARGE", 1 << 12)
+    monkeypatch.setattr(tiles, "SIDE", 64)
+    assert MlicFile.from_bytes(mlic.encode(photo, model=small_models["fast"])).tile == 64
 
 
-def test_preview_of_a_truncated_file(scene):
+def test_preview_of_a_truncated_file(scene, decoded):
     """One tile: the more of the file is there, the better the preview; before anything is there, an error."""
-    model = load_model("fast")
-    data = encode_picture(model, Picture(scene), 60).data
+    model, (data, _) = load_model("fast"), decoded[0]
     found = []
     for share in (0.3, 0.5, 0.7, 0.9, 0.99):
         with pytest.raises(DamagedFile, match="truncated"):
@@ -228,21 +228,18 @@ def test_preview_of_a_truncated_file(scene):
 
 
 @pytest.mark.parametrize("side", [0, 128])
-def test_a_file_without_its_last_checksum_is_a_whole_picture(scene, side):
-    model = load_model("fast")
-    data = encode_picture(model, Picture(scene), 60, tile=side, effort=0).data
-    whole = decode_picture(model, MlicFile.from_bytes(data))
-    for missing in range(1, 5):
+def test_a_file_without_its_last_checksum_is_a_whole_picture(decoded, side):
+    model, (data, whole) = load_model("fast"), decoded[side]
+    for missing in (1, 4):
         part = decode_file(model, MlicFile.from_bytes(data[:-missing], allow_partial=True))
         assert np.array_equal(part.pixels, whole) and part.notes == ()
     part = decode_file(model, MlicFile.from_bytes(data[:-5], allow_partial=True))
     assert not np.array_equal(part.pixels, whole) and "truncated" in part.notes[0]
 
 
-def test_a_reduced_preview_says_what_it_lacks(scene):
+def test_a_reduced_preview_says_what_it_lacks(decoded):
     """The slices that a reduced picture needs may all be there."""
-    model = load_model("fast")
-    data = encode_picture(model, Picture(scene), 60, effort=0).data
+    model, (data, _) = load_model("fast"), decoded[0]
     whole = decode_file(model, MlicFile.from_bytes(data), scale=4)
     most, half = (MlicFile.from_bytes(data[: len(data) * share // 100], allow_partial=True) for share in (97, 40))
     part = decode_file(model, most, scale=4)
@@ -260,13 +257,19 @@ def test_networks_are_not_run_for_tiles_that_are_missing(tiled, monkeypatch):
     monkeypatch.setattr(type(model.entropy_model), "walk", lambda *given: walks.append(1) or walk(*given))
     monkeypatch.setattr(exact, "make_exact", lambda module: twins.append(module is model.h_s) or twin(module))
     torch.set_num_threads(2)
-    try:
-        decode_file(model, MlicFile.from_bytes(tiled[: len(tiled) // 2], allow_partial=True))
-        assert 2 <= len(walks) <= 4 and sum(twins) == 1
-        decode_file(model, MlicFile.from_bytes(tiled))
-    finally:
-        torch.set_num_threads(1)
+    decode_file(model, MlicFile.from_bytes(tiled[: len(tiled) // 2], allow_partial=True))
+    assert 2 <= len(walks) <= 4 and sum(twins) == 1
+    decode_file(model, MlicFile.from_bytes(tiled))
     assert 8 <= len(walks) <= 10 and sum(twins) == 1
+
+
+def test_a_long_picture_is_decoded_with_few_latents_in_memory(photo, small_models, monkeypatch):
+    model, held = small_models["fast"], []
+    data = encode_picture(model, Picture(np.tile(photo[:64, :64], (12, 1, 1))), 60, tile=64, effort=0).data
+    inner = decoding.synthesise
+    monkeypatch.setattr(decoding, "synthesise", lambda *given: held.append(len(given[1])) or inner(*given))
+    assert decode_picture(model, MlicFile.from_bytes(data)).shape == (768, 64, 3)
+    assert len(held) == 12 and max(held) <= 2 * -(-margin(model.config) // 64) + 1 < 12
 
 
 def test_tiles_too_large_for_exact_arithmetic(scene, monkeypatch):
@@ -284,9 +287,8 @@ def test_tiles_too_large_for_exact_arithmetic(scene, monkeypatch):
     assert encode_picture(model, Picture(scene), tile=256, effort=0).data
 
 
-def test_missing_tiles_are_hatched(scene, tiled):
-    model = load_model("fast")
-    whole = decode_picture(model, MlicFile.from_bytes(tiled))
+def test_missing_tiles_are_hatched(decoded):
+    model, (tiled, whole) = load_model("fast"), decoded[128]
     file = MlicFile.from_bytes(tiled)
     start, first = tiled.index(b"DATA") + 8, len(file.tiles[0].stream) + len(file.tiles[0].escapes)
     file = MlicFile.from_bytes(tiled[: start + first + 40], allow_partial=True)
@@ -314,13 +316,13 @@ def test_sixteen_bits():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_alpha_is_lossless(scene, dtype):
+def test_alpha_is_lossless(scene, small_models, dtype):
     alpha = np.tri(240, 330, dtype=dtype) * np.arange(330, dtype=dtype) * (1 if dtype == np.uint8 else 77)
-    picture = Picture(scene.astype(dtype), alpha=alpha)
-    file = MlicFile.from_bytes(encode_picture(load_model("fast"), picture, 40).data)
-    back = decode_file(load_model("fast"), file)
+    picture, model = Picture(scene.astype(dtype), alpha=alpha), small_models["fast"]
+    file = MlicFile.from_bytes(encode_picture(model, picture, 40).data)
+    back = decode_file(model, file)
     assert np.array_equal(back.alpha, alpha) and back.alpha.dtype == dtype
-    part = decode_file(load_model("fast"), file, region=(8, 16, 50, 30), scale=2)
+    part = decode_file(model, file, region=(8, 16, 50, 30), scale=2)
     assert np.array_equal(part.alpha, reduce_alpha(alpha[16:46, 8:58], 2))
     assert part.alpha.shape == part.pixels.shape[:2]
 
@@ -341,9 +343,10 @@ def test_damaged_alpha():
             alpha_from_bytes(data, width, 9, depth)
 
 
-def test_metadata_comes_back(scene):
+def test_metadata_comes_back(scene, small_models):
     picture = Picture(scene, icc=b"profile", exif=b"II*\0data", xmp=b"<x/>", grey=False)
-    back = decode_file(load_model("fast"), MlicFile.from_bytes(encode_picture(load_model("fast"), picture, 5).data))
+    model = small_models["fast"]
+    back = decode_file(model, MlicFile.from_bytes(encode_picture(model, picture, 5).data))
     assert (back.icc, back.exif, back.xmp, back.alpha, back.notes) == (b"profile", b"II*\0data", b"<x/>", None, ())
 
 

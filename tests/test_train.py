@@ -10,19 +10,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+import mlic
 from mlic.branches import Branches
 from mlic.cli import main
-from mlic.config import FAST, ModelConfig
+from mlic.config import CONFIGS, FAST, ModelConfig
 from mlic.data import PictureBank, read_rgb
 from mlic.errors import MlicError, ResultsError
 from mlic.learning import begin_from
@@ -41,8 +42,19 @@ from mlic.train import (
 )
 from mlic.train_log import plot, read_log
 from mlic.validation import symbol_counts
-from mlic.weights import seal
+from mlic.weights import load_model, seal
 
+KILLED = """
+import os, signal, torch
+save, calls = torch.save, []
+def half(content, path):
+    save(content, path)
+    calls.append(path)
+    if len(calls) == 4:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+"""
 SCRIPT = """
 import os, sys, torch
 from mlic.config import ModelConfig
@@ -69,7 +81,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(small_models) -> ModelConfig:
-    return small_models["fast"].config
+    return dataclasses.replace(small_models["fast"].config, slices=(8, 8))  # more of them only take longer
 
 
 def settings(folder, out, config="fast", **changes) -> TrainConfig:
@@ -119,22 +131,54 @@ def test_tables_follow_the_symbols_of_training(folder, tmp_path, config):
 
 
 def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
-    def command(out):
-        return [sys.executable, "-c", SCRIPT, config.to_json(), str(folder), str(tmp_path / out), "12"]
+    """Killed while it writes its fourth checkpoint."""
+    changes = dict(steps=12, save_every=0, threads=1)
+    whole = train(settings(folder, tmp_path / "whole", config, **changes))
+    command = [sys.executable, "-c", KILLED + SCRIPT, config.to_json(), str(folder), str(tmp_path / "broken"), "12"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)["steps"] == 3
+    broken = train(settings(folder, tmp_path / "broken", config, **changes))
+    assert same(whole.state_dict(), broken.state_dict())
+    assert list(read_log(tmp_path / "broken" / "log.csv")["step"]) == [4, 6, 8, 10, 12]
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    running = subprocess.Popen(command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "broken" / "checkpoint.pt"
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not (tmp_path / "broken" / "final.pt").exists(), "killed too late to show anything"
-    assert 0 < torch.load(checkpoint, weights_only=True)["steps"] < 12
-    subprocess.run(command("broken"), check=True, capture_output=True)
-    whole, broken = (torch.load(tmp_path / out / "final.pt", weights_only=True) for out in ("whole", "broken"))
-    assert same(whole["average"], broken["average"])
+
+def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "fast", config)
+
+    def run(out, *options, code=0):
+        common = ["train", "--data", folder, "--out", tmp_path / out, "--crop", 64, "--batch", 1, "--optimiser", "adam"]
+        said = CliRunner().invoke(main, [str(word) for word in (*common, *options)])
+        assert said.exit_code == code, said.output
+        return said.output
+
+    def steps(out):
+        return torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["steps"]
+
+    assert "no run in" in run("a", "--steps", 1, "--resume", code=2)
+    assert "weights" in run("a", "--steps", 2, "--lr", 3e-3)
+    path = tmp_path / "a" / "fast.safetensors"
+    model = load_model(path)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    assert mlic.decode(mlic.encode(picture, model=path), path).size == (64, 64)
+    with safe_open(path, "pt") as file:
+        assert "lr=0.003" in file.metadata()["training"]
+    assert "--resume goes on with it" in run("a", "--steps", 3, code=2)
+    run("a", "--steps", 3, "--resume")
+    assert steps("a") == 3 and load_model(path).digest != model.digest
+    run("b", "--steps", 1, "--lr", 1e-9, "--init", path)
+    begun = load_model(tmp_path / "b" / "fast.safetensors").g_a.head.weight
+    assert torch.allclose(begun, load_model(path).g_a.head.weight, atol=1e-3)
+    assert "finite" in run("c", "--minutes", "inf", code=2)
+
+
+def test_a_run_in_minutes(folder, tmp_path, config, monkeypatch):
+    """Steps of ten seconds each, by the clock."""
+    now = [0.0]
+    monkeypatch.setattr("mlic.train.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Trainer, "step", lambda self, progress: seen.append(progress) or now.__setitem__(0, now[0] + 10))
+    seen = []
+    train(settings(folder, tmp_path, config, steps=None, minutes=1))
+    assert seen == pytest.approx([i / 6 for i in range(6)])
 
 
 def test_two_processes_share_the_work(folder, tmp_path, config):
@@ -219,7 +263,6 @@ def test_muon_takes_steps_of_one_size_and_leaves_out_what_is_no_matrix(config):
 
 def test_a_step_reads_nothing_from_the_device(folder, tmp_path, config):
     """Fake tensors have no values: whatever would wait for one, as no CUDA graph allows, raises."""
-    config = dataclasses.replace(config, slices=(8, 8))  # of more slices it only takes longer
     trainer = Trainer(settings(folder, tmp_path, config, optimiser="muon"))
     trainer.step(0.5)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -474,7 +517,6 @@ def test_compiled(folder, tmp_path, config, monkeypatch, what, graphs):
     into kernels is left out: for CPUs, that takes longer than all other tests.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    config = dataclasses.replace(config, slices=config.slices[:2])  # all parts are there, and tracing takes its time
 
     def measures(compiled: str | None) -> dict[str, float]:
         trainer = Trainer(settings(folder, tmp_path, config, bf16=True, compiled=compiled))

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 import mlic
+from mlic import refine
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -14,6 +15,7 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     with Image.open(Path(mlic.__file__).parent / "samples" / "kodim23.png") as image:
         image.crop((100, 50, 484, 306)).save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(refine, "EFFORT", 0)  # the examples spend most of their time on it
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (DOCS / "using.md").read_text(), re.S):
         exec(block, names)

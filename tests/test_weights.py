@@ -255,6 +255,13 @@ def test_published_checksum(saved):
         load_weights(saved[0], sha256="0" * 64)
 
 
+def test_packaged_weights_are_the_published_ones(saved, tmp_path, monkeypatch):
+    (tmp_path / "fast.safetensors").write_bytes(saved[0].read_bytes())
+    monkeypatch.setattr(weights, "PACKAGED", tmp_path)
+    with pytest.raises(WeightsError, match="SHA-256"):
+        load_model("fast")
+
+
 @pytest.mark.parametrize("name", ["absent.safetensors", "folder.safetensors"])
 def test_no_such_file(tmp_path, name):
     (tmp_path / "folder.safetensors").mkdir()

@@ -34,7 +34,7 @@ class _Bytes(click.ParamType):
     UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,18}\.?\d*|\.\d+)([kmg]?i?)b?", str(value).lower(), re.ASCII)
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+)([kmg]?i?)b?", str(value).lower(), re.ASCII)
         if not match or match[2] not in self.UNITS or (size := int(float(match[1]) * self.UNITS[match[2]])) < 1:
             self.fail(f"{value!r} is no size; give bytes, or such as 200k, 1.5M or 64Ki", param, ctx)
         return size
