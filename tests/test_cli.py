@@ -273,8 +273,34 @@ def test_two_inputs_with_one_output(other):
     with Image.open("a.png") as image:
         image.save("a.jpg")
     assert "would both become " in misused("encode", "-f", "a.png", other)
-    assert "would both become a" in misused("encode", ".")
     assert files() == ["a.jpg", "a.png"]
+
+
+def test_nothing_is_no_name():
+    """What a shell's unset variable becomes; the current folder is written with a dot."""
+    for args in (["encode", ""], ["encode", "a.png", ""], ["encode", "a.png", "-o", ""], ["decode", ""], ["info", ""]):
+        assert "an empty file name" in misused(*args)
+    assert files() == ["a.png"]
+
+
+@pytest.mark.parametrize("force", [[], ["-f"]])
+def test_nothing_is_replaced_by_its_own_output(coded, force):
+    os.link("a.mlic", "same.png")
+    before = Path("a.mlic").read_bytes()
+    assert "its own output" in refused("encode", "a.png", "-o", "./a.png", *force)
+    assert "its own output" in refused("decode", "a.mlic", "-o", "same.png", *force)
+    assert "the picture itself" in misused("demo", "a.png", "-o", "../" + Path.cwd().name + "/a.png")
+    assert Path("a.mlic").read_bytes() == before and size_of("a.png") == SIZE
+
+
+@pytest.mark.parametrize("name", ["b.xyz", "b", "b.mlic.gz"])
+def test_a_kind_that_cannot_be_written_is_noticed_before_the_work(coded, monkeypatch, name):
+    monkeypatch.setattr(mlic.tasks.Decode, "__call__", lambda *_: pytest.fail("decoded"))
+    assert "cannot write pictures" in refused("decode", "a.mlic", "-o", name)
+
+
+def test_a_missing_input_is_said_to_be_missing():
+    assert refused("encode", "none/a.png") == "mlic: none/a.png: No such file or directory\n"
 
 
 # Inputs that fail
@@ -438,13 +464,19 @@ def test_decoding_with_other_weights_is_refused(coded, weights_folder, monkeypat
     said = refused("decode", "a.mlic", "-o", "b.png", "--model", other)
     assert f"needs model 'fast' with weights {needed}, but" in said
     monkeypatch.setenv("MLIC_WEIGHTS", str(other.parent))
-    weights._load_cached.cache_clear()
-    try:
-        assert said == refused("decode", "a.mlic", "-o", "b.png")
-        succeed("decode", "a.mlic", "-o", "c.png", "--model", weights_folder / "fast.safetensors")
-    finally:
-        weights._load_cached.cache_clear()
+    assert refused("decode", "a.mlic", "-o", "b.png").startswith(said.strip())  # and the packaged ones, which do not fit either
+    succeed("decode", "a.mlic", "-o", "c.png", "--model", weights_folder / "fast.safetensors")
     assert files() == ["a.mlic", "a.png", "c.png"]
+
+
+def test_files_of_several_weights_of_one_name_decode_side_by_side(coded, weights_folder, monkeypatch):
+    """Those that the file's digest asks for are found, wherever they stand."""
+    monkeypatch.setenv("MLIC_WEIGHTS", os.pathsep.join([str(weights_folder / "more"), str(weights_folder)]))
+    succeed("encode", "a.png", "-o", "other.mlic")
+    Path("packaged.mlic").write_bytes((Path(__file__).parent / "golden" / "fast-packaged.mlic").read_bytes())
+    for name in ("a", "other", "packaged"):
+        succeed("decode", f"{name}.mlic", "-o", f"{name}-back.png")
+    assert Path("a.mlic").read_bytes()[:60] != Path("other.mlic").read_bytes()[:60]
 
 
 def test_no_weights_for_a_model():

@@ -108,15 +108,64 @@ def test_an_empty_output_is_not_done():
     assert not job.done and "exists" in job.problem
 
 
-def test_two_inputs_with_one_output_are_refused():
+def test_two_inputs_with_one_output():
+    """Of two that were found, one is done; two that were named are a mistake."""
     Path("photos/a.jpg").touch()
-    with pytest.raises(ValueError, match="photos/a.jpg and photos/a.png would both become out/a.mlic"):
-        plan("photos", output="out")
+    jobs = {str(job.source): job.problem for job in plan("photos", output="out")}
+    assert jobs["photos/a.png"] == "photos/a.jpg and photos/a.png would both become out/a.mlic: rename one, or give them apart"
+    assert len(jobs) == 5 and not any(problem for source, problem in jobs.items() if source != "photos/a.png")
     os.makedirs("other")
     Path("other/a.png").touch()
+    jobs = [(str(job.source), bool(job.problem)) for job in plan("photos/*.png", "other", output="out")]
+    assert sorted(jobs) == [("other/a.png", True), ("photos/a.png", False)]
     with pytest.raises(ValueError, match="would both become out/a.mlic"):
-        plan("photos/*.png", "other", output="out")
-    assert not os.path.exists("out")
+        plan("photos/a.png", "other/a.png", output="out")
+
+
+def locked(path, monkeypatch) -> None:
+    """A folder that may neither be listed nor entered, for root as well."""
+    scan, access = os.scandir, os.access
+
+    def refusing(inner, answer=None):
+        def outer(given, *args, **kwargs):
+            if Path(os.fspath(given)).is_relative_to(path) if isinstance(given, (str, os.PathLike)) else False:
+                if answer is not None:
+                    return answer
+                raise PermissionError(13, "Permission denied", str(given))
+            return inner(given, *args, **kwargs)
+
+        return outer
+
+    monkeypatch.setattr(os, "scandir", refusing(scan))
+    monkeypatch.setattr(os, "access", refusing(access, False))
+
+
+def test_folders_that_cannot_be_read_are_told(monkeypatch):
+    locked("photos/sub", monkeypatch)
+    jobs = {str(job.source): job.problem for job in plan("photos", output="out")}
+    assert jobs == {"photos/B.JPG": "", "photos/a.png": "", "photos/sub": "Permission denied"}
+    [job] = plan("photos/sub", output="out")
+    assert job.problem == "Permission denied"
+
+
+def test_folders_that_cannot_be_written_are_told_before_the_work(monkeypatch):
+    os.mkdir("out")
+    locked("out", monkeypatch)
+    with pytest.raises(ValueError, match="cannot write into folder out"):
+        plan("photos", output="out")
+    [job] = plan("photos/a.png", output="out/a.mlic")
+    assert job.problem == "cannot write out/a.mlic: Permission denied"
+
+
+def test_links_to_nothing_are_told():
+    os.symlink("nowhere.png", "photos/link.png")
+    assert any(str(job.source) == "photos/link.png" and not job.problem for job in plan("photos", output="out"))
+
+
+def test_no_file_is_replaced_by_its_own_output():
+    os.symlink("a.png", "photos/c.mlic")
+    [job] = plan("photos/c.mlic", output="photos/a.png", force=True, decode=True)
+    assert "its own output" in job.problem
 
 
 @pytest.mark.parametrize("output", ["-", "out.mlic", "photos/a.png", "photos/a.png/"])

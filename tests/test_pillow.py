@@ -219,6 +219,13 @@ def test_truncated_files(path, monkeypatch):
         assert np.asarray(image).shape == (80, 96, 3)
 
 
+def test_verify_after_load(path):
+    with Image.open(path) as image:
+        image.load()
+        with pytest.raises(RuntimeError, match="directly after open"):
+            image.verify()
+
+
 def test_verify(path):
     data = path.read_bytes()
     Image.open(io.BytesIO(data)).verify()

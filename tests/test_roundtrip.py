@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +119,25 @@ def test_other_weights_are_refused_with_the_digest_needed(small_models, photo):
     with pytest.raises(mlic.WeightsError, match=small_models["fast"].digest[:8].hex()):
         mlic.decode(data)
     assert mlic.decode(data, model=small_models["fast"]).size == (photo.shape[1], photo.shape[0])
+
+
+def test_whatever_holds_a_file_or_a_picture(small_models, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = small_models["fast"]
+    Image.fromarray(photo).save("a.png")
+    save_weights("fast.safetensors", model)
+    data, content = mlic.encode("a.png", model=model), Path("a.png").read_bytes()
+    same = [content, memoryview(content), io.BytesIO(content), mlic.read_picture("a.png"), np.asmatrix(photo[..., 0])]
+    assert [mlic.encode(source, model=model) == data for source in same] == [True] * 4 + [False]
+    Path("a.mlic").write_bytes(data)
+    for source in ("a.mlic", Path("a.mlic"), io.BytesIO(data), memoryview(data), bytearray(data)):
+        assert np.array_equal(mlic.decode_array(source, model), mlic.decode(data, model))
+    with pytest.raises(FileNotFoundError):
+        mlic.decode("none.mlic")
+    with pytest.raises(TypeError):
+        mlic.decode(7)
+    assert mlic.encode_to_target("fast.safetensors", "a.png", bpp=2, effort=0).note is None
+    assert {"encode", "decode", "load_model"} <= set(dir(mlic))
 
 
 def test_a_name_from_a_file_is_never_a_path(small_models, photo, tmp_path, monkeypatch):

@@ -169,6 +169,24 @@ def test_values(x, remedy):
         encode_tensor(x)
 
 
+def test_decoded_tensors_are_ordinary_ones(small_models, batch):
+    back = mlic.decode_batch(mlic.encode_batch(batch, model=small_models["mlic"]), small_models["mlic"])
+    torch.nn.Conv2d(3, 2, 3)(back).mean().backward()
+    back.mul_(2).requires_grad_()
+
+
+def test_a_program_s_default_type_does_not_matter(small_models, batch):
+    model, here = small_models["fast"], torch.get_default_dtype()
+    files = mlic.encode_batch(batch, 60, model, effort=2)
+    wanted = mlic.decode_batch(files, model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert mlic.encode_batch(batch, 60, model, effort=2) == files
+        assert torch.equal(mlic.decode_batch(files, model), wanted)
+    finally:
+        torch.set_default_dtype(here)
+
+
 def test_files_that_do_not_go_together(small_models, batch):
     model = small_models["fast"]
     files = encode_batch(batch[:2], 60, model)

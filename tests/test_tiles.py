@@ -267,7 +267,7 @@ def test_a_long_picture_is_decoded_with_few_latents_in_memory(photo, small_model
     model, held = small_models["fast"], []
     data = encode_picture(model, Picture(np.tile(photo[:64, :64], (12, 1, 1))), 60, tile=64, effort=0).data
     inner = decoding.synthesise
-    monkeypatch.setattr(decoding, "synthesise", lambda *given: held.append(len(given[1])) or inner(*given))
+    monkeypatch.setattr(decoding, "synthesise", lambda *given, **how: held.append(len(given[1])) or inner(*given, **how))
     assert decode_picture(model, MlicFile.from_bytes(data)).shape == (768, 64, 3)
     assert len(held) == 12 and max(held) <= 2 * -(-margin(model.config) // 64) + 1 < 12
 
@@ -325,6 +325,21 @@ def test_alpha_is_lossless(scene, small_models, dtype):
     part = decode_file(model, file, region=(8, 16, 50, 30), scale=2)
     assert np.array_equal(part.alpha, reduce_alpha(alpha[16:46, 8:58], 2))
     assert part.alpha.shape == part.pixels.shape[:2]
+
+
+@pytest.mark.parametrize("tile", [0, 64])
+def test_hidden_colours_do_not_show_in_a_reduced_picture(small_models, tile):
+    """A means of colours, weighed by their alpha, as Pillow's reduce has it."""
+    columns = np.arange(96)[None, :, None]
+    pixels = np.where(columns % 4 < 2, [250, 200, 0], [0, 0, 90]).repeat(80, 0).astype(np.uint8)
+    alpha = np.where(columns[..., 0] % 4 < 2, 255, 5).repeat(80, 0).astype(np.uint8)
+    model = small_models["mlic"]  # decodes all slices for a reduced picture
+    file = MlicFile.from_bytes(encode_picture(model, Picture(pixels, alpha=alpha), tile=tile).data)
+    whole, small = decode_file(model, file), decode_file(model, file, scale=4)
+    wanted = Image.fromarray(np.dstack([whole.pixels, alpha])).reduce(4)
+    assert np.abs(np.dstack([small.pixels, small.alpha]).astype(int) - np.asarray(wanted)).max() <= 2
+    part = decode_file(model, file, scale=4, region=(8, 16, 40, 48))
+    assert np.abs(part.pixels.astype(int) - small.pixels[4:16, 2:12]).max() <= 1
 
 
 def test_reduce_alpha():

@@ -44,3 +44,7 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'mlic' has no attribute {name!r}")
     return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,16 @@ from . import __version__
 from .errors import MlicError
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
-INPUT = click.Path(readable=False, allow_dash=True, path_type=Path)  # unusable inputs are reported one by one
+
+
+class FileName(click.Path):
+    """A path, and not the nothing that an unset variable of a shell becomes, which would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value != "" else self.fail("an empty file name", param, ctx)
+
+
+INPUT = FileName(readable=False, allow_dash=True, path_type=Path)  # unusable inputs are reported one by one
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

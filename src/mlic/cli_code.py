@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli import INPUT, INTERRUPTED, _device, _fail, _say, _set_threads, device_option, force_option, main
+from .cli import INPUT, INTERRUPTED, FileName, _device, _fail, _say, _set_threads, device_option, force_option, main
 from .errors import MlicError
 from .folders import Job, picture_extensions, plan_jobs
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # they wait for torch
     from .jobs import Outcome
     from .tasks import Decode, Encode
 
-output_option = click.option("-o", "--output", type=click.Path(readable=False, allow_dash=True), metavar="FILE|DIR")
+output_option = click.option("-o", "--output", type=FileName(readable=False, allow_dash=True), metavar="FILE|DIR")
 THREADS = "Files at a time; for a single file, threads. Default: all cores."
 POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -160,7 +160,7 @@ def decode(inputs, output, force, model, device, region, scale, allow_partial, *
     factor = int(scale[2:])
     if region and (region[0] % factor or region[1] % factor):
         raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
-    jobs = _plan(inputs, output, {".mlic"}, ".png", force)
+    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, ".png", force)]
     _check_running(jobs, **how)
     from .tasks import Decode
 
@@ -181,6 +181,7 @@ def info(file: Path, as_json: bool) -> None:
 
     Of a truncated file, `tiles_whole` and `bytes` are what is there.
     """
+    from .config import quality_of
     from .container import EXACT, GREY, NO_QUALITY, MlicFile
 
     try:
@@ -200,6 +201,7 @@ def info(file: Path, as_json: bool) -> None:
         "arithmetic": "exact" if content.arithmetic == EXACT else "float",
         "model": content.model,
         "weights": content.digest.hex(),
+        "quality": quality_of(content.model, content.quality),
         "quality_level": None if content.quality == NO_QUALITY else content.quality / 256,
         "bytes": len(data),
         "bpp": round(8 * len(data) / (content.width * content.height), 4),
@@ -228,6 +230,18 @@ def _plan(inputs: tuple[Path, ...], output: str | None, takes: set[str], gives: 
     if any(str(job.target) == "-" for job in jobs) and sys.stdout.isatty():
         raise click.UsageError("will not write binary data to a terminal; use -o FILE")
     return jobs
+
+
+def _writable(job: Job) -> Job:
+    """With a problem, if its output is of a kind that pictures cannot be written in."""
+    from .saving import format_of
+
+    if not job.problem and str(job.target) != "-":
+        try:
+            format_of(job.target.suffix)
+        except MlicError as error:
+            return dataclasses.replace(job, problem=str(error))
+    return job
 
 
 def _check_running(jobs: list[Job], *, engine: str, ray_address: str | None, verbose: bool, quiet: bool, **_) -> None:

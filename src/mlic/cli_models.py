@@ -102,6 +102,8 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
     from .saving import to_pillow, write_whole
 
     image = image or Path(__file__).parent / "samples" / "kodim23.png"
+    if output.exists() and image.exists() and output.samefile(image):
+        raise click.UsageError(f"{output} is the picture itself: give another -o")
     try:
         picture: Image.Image = to_pillow(dataclasses.replace(read_picture(image), grey=False, alpha=None))
         check_target(output, force=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 import warnings
+from pathlib import Path
+from typing import BinaryIO, Union
 
 import numpy as np
 import torch
@@ -37,10 +40,11 @@ from .refine import Search
 from .saving import to_pillow
 from .strategies import Estimate, Write
 from .tiles import Box, Progress, Workers, around, boxes, default_side
-from .weights import Model, load_model
+from .weights import Model, all_weights, load_model
 
 __all__ = ["decode", "decode_file", "decode_picture", "encode", "encode_picture", "estimate_bytes", "model_for"]
 DEFAULT_QUALITY = 50
+FileSource = Union[bytes, str, os.PathLike, BinaryIO]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,7 @@ def quality_to_code(quality: float, levels: int) -> int:
 
 
 def encode(
-    image: PictureSource | Tensor,
+    image: PictureSource | Picture | Tensor,
     quality: float | None = None,
     model: Model = "fast",
     *,
@@ -71,7 +75,7 @@ def encode(
     effort: int | None = None,
 ) -> bytes:
     """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 or uint16 array, a (3, H, W) tensor, a
-    path or a binary file.
+    path, a binary file or its bytes, or what `mlic.read_picture` gave.
 
     With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
     comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another
@@ -87,21 +91,28 @@ def encode(
 
         return encode_tensor(image, quality, model, exact=exact, effort=effort)
     network = load_model(model)
-    picture = read_picture(image)
+    picture = image if isinstance(image, Picture) else read_picture(image)
     for note in picture.notes:
         warnings.warn(note, stacklevel=2)
     return encode_picture(network, picture, quality, exact=exact, effort=effort).data
 
 
-def decode(data: bytes, model: Model | None = None) -> Image.Image:
-    """Decode the bytes of a .mlic file to a PIL image, mode RGB, RGBA, L, LA or I;16.
+def decode(data: FileSource, model: Model | None = None) -> Image.Image:
+    """Decode a .mlic file, its bytes, a path or a binary file, to a PIL image, mode RGB, RGBA, L, LA or I;16.
 
     `model` is only needed where the file's weights are not installed. Raises DamagedFile, UnsupportedFile or
     WeightsError.
     """
-    file = MlicFile.from_bytes(data)
+    file = MlicFile.from_bytes(file_bytes(data))
     network = model_for(file, model)
     return to_pillow(decode_file(network, file))
+
+
+def file_bytes(source: FileSource) -> bytes:
+    """What a file holds. Raises OSError where a path cannot be read."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).read_bytes()
+    return bytes(memoryview(source.read() if hasattr(source, "read") else source))
 
 
 def model_for(file: MlicFile, model: Model | None = None, device: str = "cpu") -> CompressionModel:
@@ -109,14 +120,16 @@ def model_for(file: MlicFile, model: Model | None = None, device: str = "cpu") -
     wanted = f"model {file.model!r} with weights {file.digest.hex()}"
     if model is None and file.model not in CONFIGS:  # a name from a file is never taken for a path
         raise WeightsError(f"this file needs {wanted}; give its weights file")
-    try:
-        network = load_model(model or file.model, device=device)
-    except WeightsError as error:
-        raise WeightsError(f"this file needs {wanted}: {error}") from None
-    if network.digest[:DIGEST_BYTES] != file.digest:
-        have = network.digest[:DIGEST_BYTES].hex()
-        raise WeightsError(f"this file needs {wanted}, but the weights at hand are {network.config.name!r} {have}")
-    return network
+    have = []
+    for choice in [model] if model is not None else all_weights(file.model) or [file.model]:
+        try:
+            network = load_model(choice, device=device)
+        except WeightsError as error:
+            raise WeightsError(f"this file needs {wanted}: {error}") from None
+        if network.digest[:DIGEST_BYTES] == file.digest:
+            return network
+        have.append(f"{network.config.name!r} {network.digest[:DIGEST_BYTES].hex()}")
+    raise WeightsError(f"this file needs {wanted}, but the weights at hand are {' and '.join(have)}")
 
 
 @torch.inference_mode()

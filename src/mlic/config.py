@@ -168,3 +168,13 @@ FAST = ModelConfig(
     padding="edge",
 )
 CONFIGS = {config.name: config for config in (FAST, MLIC, MLIC_PLUS, MLIC_PLUS_PLUS)}
+
+
+def quality_of(model: str, code: int) -> float | None:
+    """What a file's quality code is in 1..100; None for a model of one rate, and one that is not known by name.
+
+    >>> quality_of("fast", 16128), quality_of("mlic", 65535)
+    (100.0, None)
+    """
+    top = (CONFIGS[model].quality_levels - 1) * 256 if model in CONFIGS else -1
+    return round(1 + 99 * code / top, 2) if code <= top else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -58,7 +59,9 @@ def decode_file(
     decoded: set[Box] = set()
     lost: list[Box] = []
     batches: list[int] = []  # decoded of each tile of which some are missing
-    coding = arithmetic(model, file.arithmetic == EXACT)
+    coding, alpha = arithmetic(model, file.arithmetic == EXACT), None
+    if file.alpha is not None:
+        alpha = alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[wanted.within(whole)]
     with Workers(len(needed), model.prior.median.device, progress) as workers:
         for top in sorted({box.top for box in needed if box.meets(wanted)}):
             row = [box.cut(wanted) for box in needed if box.top == top and box.meets(wanted)]  # what to give of each tile
@@ -73,16 +76,14 @@ def decode_file(
                     batches.append(there)
                     lost += [box] * (there == 0)
                 workers.tick()
-            list(workers.map(lambda part: synthesise(model, y_hats, part, wanted, level, pixels, whole, scale), row))
+            give = functools.partial(synthesise, model, y_hats, scale=scale, alpha=alpha)
+            list(workers.map(lambda part: give(part, wanted, level, pixels, whole), row))
             seen = around(model.config, rest, whole)
             y_hats = {box: y_hat for box, y_hat in y_hats.items() if box.meets(seen)}
     if len(lost) == len(needed):
         raise DamagedFile("the file is truncated before anything of this part of the picture")
     _mark(pixels, [box.cut(wanted) for box in lost if box.meets(wanted)], wanted, scale)
-    alpha = None
-    if file.alpha is not None:
-        rows, columns = wanted.within(whole)
-        alpha = reduce_alpha(alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[rows, columns], scale)
+    alpha = None if alpha is None else reduce_alpha(alpha, scale)
     notes = _missing(len(lost), batches, len(needed), model.config.symbol_batches) if file.truncated else ()
     return Picture(pixels, file.colour == GREY, alpha, file.icc, file.exif, file.xmp, notes)
 
@@ -115,13 +116,21 @@ def synthesise(
     pixels: np.ndarray,
     whole: Box,
     scale: int = 1,
+    alpha: np.ndarray | None = None,
 ) -> None:
-    """Write a part of the picture to where it belongs in `pixels`, which hold `wanted` at 1/scale."""
+    """Write a part of the picture to where it belongs in `pixels`, which hold `wanted` at 1/scale. `alpha` of `wanted`
+    weighs the colours that a reduced picture's are means of.
+    """
     seen = around(model.config, part, whole)
     rows, columns = part.within(seen)
     x = model.synthesise(gather(y_hats, seen), level)[:, :, rows, columns].clamp(0, 1)
     if scale > 1:
-        x = F.avg_pool2d(x, scale, ceil_mode=True, count_include_pad=False)
+        means = functools.partial(F.avg_pool2d, kernel_size=scale, ceil_mode=True, count_include_pad=False)
+        weight = x.new_ones(1, 1, 1, 1)
+        if alpha is not None:
+            weight = torch.from_numpy(alpha[part.within(wanted)].astype(np.float32)).to(x.device) + 1e-3
+        weight = weight.expand(1, 1, *x.shape[2:])
+        x = means(x * weight) / means(weight)
     rows, columns = part.within(wanted, scale)
     peak = np.iinfo(pixels.dtype).max
     pixels[rows, columns] = (x[0] * peak).round().to(torch.int32).permute(1, 2, 0).cpu().numpy()
@@ -195,7 +204,7 @@ def arithmetic(model: CompressionModel, exact: bool) -> CompressionModel:
 
 
 def level_tensor(model: CompressionModel, code: int) -> Tensor | None:
-    return None if code == NO_QUALITY else torch.tensor([code / 256], device=model.prior.median.device)
+    return None if code == NO_QUALITY else torch.tensor([code / 256], dtype=torch.float32, device=model.prior.median.device)
 
 
 def prior_row(model: CompressionModel, code: int) -> int:

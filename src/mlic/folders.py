@@ -37,16 +37,18 @@ def plan_jobs(
 
     Of folders (with all folders in them) and globs, files are taken whose extension is in `takes`; hidden ones are not.
     Their outputs lie beside them, or keep their place in the tree under the folder `output`. `gives` is the outputs'
-    extension. Raises ValueError when `output` does not fit the inputs, or two inputs would have one output.
+    extension. Folders that cannot be read, and files that would have the output of another, are jobs with a problem.
+    Raises ValueError when `output` does not fit the inputs, or two inputs given by their names would have one output.
     """
-    listed = [(Path(text), *_find(Path(text), takes)) for text in map(str, inputs)]
+    unread: list[OSError] = []
+    listed = [(Path(text), *_find(Path(text), takes, unread)) for text in map(str, inputs)]
     folder = _folder(output, len(listed), trees=any(base is not None for _, base, _ in listed))
     pairs: dict[str, tuple[Path, Path, bool]] = {}
-    jobs = []
+    jobs = [Job(Path(error.filename), Path(error.filename), problem=str(error.strerror)) for error in unread]
     for given, base, sources in listed:
-        if base is not None and not sources:
+        if base is not None and not sources and not any(given == job.source for job in jobs):
             kinds = "pictures" if len(takes) > 1 else f"{next(iter(takes))} files"
-            jobs.append(Job(given, given, problem=f"no {kinds} {'in this folder' if given.is_dir() else 'match'}"))
+            jobs.append(Job(given, given, problem=f"no {kinds} {'in this folder' if os.path.isdir(given) else 'match'}"))
         for source in sources:
             if output is not None and folder is None:
                 target = Path(output)
@@ -58,46 +60,59 @@ def plan_jobs(
             key = os.path.normcase(os.path.realpath(target))
             other, _, _ = pairs.setdefault(key, (source, target, base is not None))
             if os.path.realpath(other) != os.path.realpath(source):
-                raise ValueError(f"{other} and {source} would both become {target}: rename one, or give them apart")
+                problem = f"{other} and {source} would both become {target}: rename one, or give them apart"
+                if base is None:
+                    raise ValueError(problem)
+                jobs.append(Job(source, target, problem=problem))
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make folder {folder}: {error.strerror}") from None
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"cannot write into folder {folder}")
     return jobs + [_job(source, target, found=found, force=force) for source, target, found in pairs.values()]
 
 
 def check_target(target: Path, *, force: bool) -> None:
     """Raises OSError where a file cannot or must not be written."""
-    if (target.is_file() or target.is_dir()) and not force:  # a device or pipe is there to be written to
+    if os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target):
+        return  # a device or pipe is there to be written to
+    if os.path.exists(target) and not force:
         raise FileExistsError(f"{target} exists; -f overwrites")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise FileNotFoundError(f"cannot write {target}: no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"cannot write {target}: Permission denied")
 
 
-def _find(given: Path, takes: Collection[str]) -> tuple[Path | None, list[Path]]:
-    """(None, the file itself), or for a folder or glob (folder that the tree's layout is relative to, files in it)."""
-    if given.is_dir():
-        return given, sorted(_walk(given, takes))
-    if str(given) == "-" or given.exists() or not glob.has_magic(str(given)):
+def _find(given: Path, takes: Collection[str], unread: list[OSError]) -> tuple[Path | None, list[Path]]:
+    """(None, the file itself), or for a folder or glob (folder that the tree's layout is relative to, files in it).
+    Folders that cannot be read go to `unread`.
+    """
+    if os.path.isdir(given):
+        return given, sorted(_walk(given, takes, unread))
+    if str(given) == "-" or os.path.exists(given) or not glob.has_magic(str(given)):
         return None, [given]
     parts = list(given.parts)
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     found: dict[Path, None] = {}
     for path in map(Path, sorted(glob.glob(str(given), recursive=True))):
-        inside = sorted(_walk(path, takes)) if path.is_dir() else [path] * _fits(path, takes)
+        inside = sorted(_walk(path, takes, unread)) if os.path.isdir(path) else [path] * _fits(path, takes)
         found.update(dict.fromkeys(inside))
     return Path(*parts[:fixed]), list(found)
 
 
-def _walk(folder: Path, takes: Collection[str]) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+def _walk(folder: Path, takes: Collection[str], unread: list[OSError]) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder, onerror=unread.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (path for path in (Path(place, name) for name in names) if _fits(path, takes))
 
 
 def _fits(path: Path, takes: Collection[str]) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in takes and path.is_file()
+    """A link to nothing fits: reading it will say so."""
+    named = not path.name.startswith(".") and path.suffix.lower() in takes
+    return named and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _folder(output: str | None, number: int, *, trees: bool) -> Path | None:
@@ -105,27 +120,29 @@ def _folder(output: str | None, number: int, *, trees: bool) -> Path | None:
     if output is None:
         return None
     path = Path(output)
-    if output != "-" and (path.is_dir() or output.endswith(("/", os.sep))):
+    if output != "-" and (os.path.isdir(path) or output.endswith(("/", os.sep))):
         return path
     if number == 1 and not trees:
         return None
-    if path.exists() or path.suffix or output == "-":
+    if os.path.exists(path) or path.suffix or output == "-":
         what = f"{number} inputs need" if number > 1 else "a folder or pattern needs"
         raise ValueError(f"{what} a folder behind -o, not {path}")
     return path
 
 
 def _job(source: Path, target: Path, *, found: bool, force: bool) -> Job:
-    if str(target) == "-":
-        return Job(source, target)
+    if str(target) == "-" or not os.path.lexists(source):  # reading it will say so
+        return Job(source, target, found)
     try:
+        if os.path.exists(target) and os.path.samefile(source, target):
+            raise FileExistsError("it would be replaced by its own output: give another -o")
         if found and not force and target.is_file():
             made = target.stat()
             if made.st_size and made.st_mtime_ns >= source.stat().st_mtime_ns:
                 return Job(source, target, found, done=True)
             raise FileExistsError(f"{target} exists and is older than it; -f overwrites")
-        if not found or target.exists():
+        if not found or os.path.exists(target):
             check_target(target, force=force)
     except OSError as error:
-        return Job(source, target, found, problem=str(error))
+        return Job(source, target, found, problem=error.strerror or str(error))
     return Job(source, target, found)

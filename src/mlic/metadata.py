@@ -15,7 +15,8 @@ Tag = ExifTags.Base
 # what of a TIFF file's own tags is about the picture, not about how the file holds it
 DESCRIPTIVE = {
     Tag.ImageDescription, Tag.Make, Tag.Model, Tag.XResolution, Tag.YResolution, Tag.ResolutionUnit, Tag.Software,
-    Tag.DateTime, Tag.Artist, Tag.HostComputer, Tag.Copyright, Tag.ExifOffset, Tag.GPSInfo,
+    Tag.DateTime, Tag.Artist, Tag.HostComputer, Tag.Copyright, Tag.ExifOffset, Tag.GPSInfo, Tag.Rating, Tag.RatingPercent,
+    Tag.XPTitle, Tag.XPComment, Tag.XPAuthor, Tag.XPKeywords, Tag.XPSubject,
 }  # fmt: skip
 
 

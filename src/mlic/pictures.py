@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from typing import BinaryIO, Union
 
@@ -25,7 +26,7 @@ UPRIGHT = {  # EXIF orientation -> what undoes it
     8: lambda values: values[:, ::-1].swapaxes(0, 1),
 }
 OTHER_COLOURS = ("CMYK", "LAB", "YCbCr", "HSV")  # their colour profiles are of no use to RGB pixels
-PictureSource = Union[Image.Image, np.ndarray, str, os.PathLike, BinaryIO]
+PictureSource = Union[Image.Image, np.ndarray, str, os.PathLike, BinaryIO, bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Picture:
 
 
 def read_picture(source: PictureSource, *, strip: bool = False) -> Picture:
-    """A PIL image, a path, a binary file or an array -> Picture.
+    """A PIL image, a path, a binary file or its bytes, or an array -> Picture.
 
     Arrays are (H, W) or (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16
     or bool. Files of 16 bits whose values are all 8-bit ones times 257 are taken as 8 bits, arrays are not.
@@ -54,7 +55,9 @@ def read_picture(source: PictureSource, *, strip: bool = False) -> Picture:
     Raises PictureError when it is no picture, or none this codec can code.
     """
     if isinstance(source, np.ndarray):
-        return _assembled(_checked(source))
+        return _assembled(_checked(np.asarray(source)))  # no subclass, whose methods may do other things
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
     try:
         return _assembled(*_load(source, strip))
     except (PictureError, MemoryError):

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from .config import CONFIGS
+from .config import quality_of
 from .container import GREY, SIGNATURE, MlicFile
 from .errors import DamagedFile, MlicError, UnsupportedFile
 
@@ -55,9 +55,8 @@ class MlicImageFile(ImageFile.ImageFile):
         exif = file.exif and b"Exif\0\0" + file.exif
         self.info |= {key: value for key, value in (("icc_profile", file.icc), ("exif", exif), ("xmp", file.xmp)) if value}
         self.info["model"] = file.model
-        top = (CONFIGS[file.model].quality_levels - 1) * 256 if file.model in CONFIGS else -1
-        if file.quality <= top:
-            self.info["quality"] = round(1 + 99 * file.quality / top, 2)
+        if (quality := quality_of(file.model, file.quality)) is not None:
+            self.info["quality"] = quality
         self._set_scale(1)
 
     def _set_scale(self, scale: int) -> None:
@@ -76,6 +75,8 @@ class MlicImageFile(ImageFile.ImageFile):
 
     def verify(self) -> None:
         """Check the file's checksums without decoding it. Raises OSError."""
+        if self.fp is None:
+            raise RuntimeError("verify must be called directly after open")  # as Pillow's own formats say
         try:
             self.fp.seek(0)
             MlicFile.from_bytes(self.fp.read())

@@ -39,7 +39,7 @@ class LevelTable(nn.Module):
         self.smooth = nn.Parameter(torch.zeros(self.COSINES, rows.shape[1]))
 
     def _basis(self, level: Tensor) -> Tensor:
-        k = torch.arange(self.COSINES, device=level.device)
+        k = torch.arange(self.COSINES, device=level.device, dtype=level.dtype)
         return torch.cos(math.pi * k * level[:, None] / max(1, len(self.rows) - 1))
 
     def forward(self, level: Tensor) -> Tensor:

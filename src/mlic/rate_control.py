@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from .codec import encode_picture
-from .model import CompressionModel
-from .pictures import Picture
+from .pictures import Picture, PictureSource, read_picture
 from .tiles import Progress
+from .weights import Model, load_model
 
 SIZE_TOLERANCE = 0.02  # files from 2% below the target to the target, if need be to 2% above it
 PSNR_TOLERANCE = 0.1  # dB
@@ -40,8 +40,8 @@ class Controlled:
 
 
 def encode_to_target(
-    model: CompressionModel,
-    picture: Picture,
+    model: Model,
+    picture: PictureSource | Picture,
     *,
     size: float | None = None,
     bpp: float | None = None,
@@ -64,8 +64,10 @@ def encode_to_target(
     [(kind, target)] = given.items()
     if not 0 < target < math.inf:
         raise ValueError(f"{kind} must be a positive number, not {target!r}")
+    model = load_model(model)
     if not model.config.variable_rate:
         raise ValueError(f"model {model.config.name!r} has one rate: {kind} cannot be chosen")
+    picture = picture if isinstance(picture, Picture) else read_picture(picture)
     pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
     top = (model.config.quality_levels - 1) * 256
     results: dict[int, Controlled] = {}

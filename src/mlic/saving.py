@@ -65,16 +65,22 @@ def grey_of(pixels: np.ndarray) -> np.ndarray:
     return grey
 
 
+def format_of(extension: str) -> str:
+    """Pillow's name of the format that a file name extension stands for. Raises PictureError where it writes none."""
+    kind = Image.registered_extensions().get(extension.lower())
+    if kind is None or kind not in Image.SAVE:
+        what = f"of type {extension}" if extension else "without an extension"
+        raise PictureError(f"cannot write pictures {what}; .png always works")
+    return kind
+
+
 def picture_bytes(picture: Picture, extension: str) -> bytes:
     """Encode to the format a file name extension (".png", ".jpg", ...) stands for.
 
     PNG keeps everything. What another format cannot hold (alpha, 16 bits, metadata) is left out with a UserWarning;
     transparency is then laid on white. Raises PictureError.
     """
-    kind = Image.registered_extensions().get(extension.lower())
-    if kind is None or kind not in Image.SAVE:
-        what = f"of type {extension}" if extension else "without an extension"
-        raise PictureError(f"cannot write pictures {what}; .png always works")
+    kind = format_of(extension)
     if kind == "PNG" and picture.pixels.dtype == np.uint16:
         return _deep_png(picture)
     picture = _for_format(picture, kind)

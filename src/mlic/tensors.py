@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import check_finite, encode_picture, model_for, pad_to, quality_code
+from .codec import FileSource, check_finite, encode_picture, file_bytes, model_for, pad_to, quality_code
 from .coder import SymbolDecoder, SymbolEncoder
 from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, RGB, CodedTile, MlicFile
 from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
@@ -110,7 +110,7 @@ def encode_batch(
     return files
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str | torch.device | None = None) -> Tensor:
     """Decode files of pictures of one size and one model -> (B, 3, H, W) float32 in 0..1, in steps of 1/255 (1/65535).
 
@@ -144,19 +144,19 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
     for source in sources:
         source.finish()
     x = network.synthesise(y_hat.float(), level)[:, :, : first.height, : first.width].clamp(0, 1)
-    peaks = torch.tensor([2.0**file.depth - 1 for file in parsed], device=x.device)[:, None, None, None]
+    peaks = x.new_tensor([2.0**file.depth - 1 for file in parsed])[:, None, None, None]
     x = (x * peaks).round()
     grey = torch.tensor([file.colour == GREY for file in parsed], device=x.device)[:, None, None, None]
     return (torch.where(grey, x.mean(1, keepdim=True).round(), x) / peaks).to(device or x.device)
 
 
-def decode_array(data: bytes, model: Model | None = None) -> np.ndarray:
-    """Decode a file -> (H, W, C) uint8 or uint16; C is 1 for grey, 3 for RGB, and one more with alpha.
+def decode_array(data: FileSource, model: Model | None = None) -> np.ndarray:
+    """Decode a file as `mlic.decode` does -> (H, W, C) uint8 or uint16; C is 1 for grey, 3 for RGB, and one more with alpha.
 
     >>> decode_array(encode_tensor(torch.rand(1, 20, 30), quality=30)).shape
     (20, 30, 1)
     """
-    file = MlicFile.from_bytes(data)
+    file = MlicFile.from_bytes(file_bytes(data))
     picture = decode_file(model_for(file, model), file)
     return _array(picture)
 
@@ -203,6 +203,6 @@ def _check_tensor(x: Tensor, form: str) -> None:
     if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
         raise PictureError(f"a tensor of {x.dtype} and shape {shape}: give torch.uint8, or float in 0..1")
     if x.dtype != torch.uint8 and not (x.min() >= 0 and x.max() <= 1):
-        remedy = "x / 255" if x.max() > 2 else "x.clamp(0, 1)" if x.isfinite().all() else "finite values"
+        remedy = "finite values" if not x.isfinite().all() else "x / 255" if x.max() > 2 else "x.clamp(0, 1)"
         wrong = f"a tensor of shape {shape} with values from {x.min():g} to {x.max():g}, not 0..1"
         raise PictureError(f"{wrong}: give {remedy}")

@@ -69,6 +69,7 @@ def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionM
     try:
         if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise WeightsError(f"{path} is damaged: its SHA-256 is not the published one; install mlic again")
+        path.open("rb").close()  # for the system's own words, where it cannot be read
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -131,9 +132,14 @@ def _load_cached(path: Path, device: str, changed: int) -> CompressionModel:
 
 
 def find_weights(name: str) -> Path | None:
-    """Where the weights of a model lie: folders in the environment variable MLIC_WEIGHTS, then the package."""
+    """Where the weights of a model lie: the first of `all_weights`."""
+    return next(iter(all_weights(name)), None)
+
+
+def all_weights(name: str) -> list[Path]:
+    """All weights of a model's name: in folders of the environment variable MLIC_WEIGHTS, then in the package."""
     folders = [Path(f) for f in os.environ.get("MLIC_WEIGHTS", "").split(os.pathsep) if f] + [PACKAGED]
-    return next((p for folder in folders if (p := folder / f"{name}.safetensors").exists()), None)
+    return [path for folder in folders if (path := folder / f"{name}.safetensors").exists()]
 
 
 def _stored_half(name: str, tensor: Tensor) -> bool:
