@@ -252,6 +252,14 @@ def test_existing_outputs_are_kept_without_force(coded):
         assert {name: Path(name).read_bytes() for name in files()} == before
 
 
+def test_nor_are_they_replaced_by_what_comes_through_a_pipe(coded):
+    Path("old.mlic").write_bytes(b"old")
+    assert "exists; -f overwrites" in refused("encode", "-", "-o", "old.mlic", input=Path("a.png").read_bytes())
+    assert Path("old.mlic").read_bytes() == b"old"
+    succeed("encode", "-", "-f", "-o", "old.mlic", input=Path("a.png").read_bytes())
+    assert Path("old.mlic").read_bytes() == coded
+
+
 def test_force_overwrites(coded):
     Path("a.mlic").write_bytes(b"old")
     succeed("encode", "-f", "a.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -83,6 +84,23 @@ def test_a_folder_there_and_back(photos, jobs):
     assert counts("decode", "coded", "-o", "back", "-j", jobs) == (4, 0, 0)
     assert size_of("back/sub/4.png") == (43, 30)
     assert np.array_equal(pixels("back/1.png"), np.asarray(mlic.decode(Path(names[0]).read_bytes())))
+
+
+def test_another_format_for_a_folder_and_for_stdout(photos):
+    counts("encode", "photos", "-o", "coded")
+    assert counts("decode", "--format", "WebP", "coded", "-o", "back") == (4, 0, 0)
+    with Image.open("back/sub/4.webp") as image:
+        assert image.format == "WEBP" and image.size == (43, 30)
+    for options, kind in (([], "PNG"), (["--format", "jpg"], "JPEG")):
+        with Image.open(io.BytesIO(run("decode", "coded/1.mlic", "-o", "-", *options).stdout_bytes)) as image:
+            assert image.format == kind
+    succeed("decode", "--format", "webp", "coded/1.mlic", "-o", "one.tif")
+    with Image.open("one.tif") as image:
+        assert image.format == "TIFF"
+    assert (
+        refused("decode", "--format", "doc", "coded/1.mlic")
+        == "mlic: coded/1.mlic: cannot write pictures of type .doc; .png always works\n"
+    )
 
 
 def test_a_job_given_again_does_what_is_left(photos):

@@ -140,16 +140,18 @@ def encode(
 @main.command()
 @_job_options
 @click.option("--model", metavar="NAME|FILE", help="Weights, where they are not found by the file's model name.")
+@click.option("--format", "kind", default="png", help="jpg, webp, tif ...; the extension of a single -o goes before.")
 @click.option("--region", type=_Region(), metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
 @click.option("--scale", type=click.Choice(["1/1", "1/2", "1/4", "1/8"]), default="1/1", help="A smaller picture.")
 @click.option("--allow-partial", is_flag=True, help="Decode what is there of a truncated file, hatch the rest.")
-def decode(inputs, output, force, model, device, region, scale, allow_partial, **how) -> None:
-    """Decode .mlic files to pictures: PNG, or what the extension of -o says.
+def decode(inputs, output, force, model, device, kind, region, scale, allow_partial, **how) -> None:
+    """Decode .mlic files to pictures: PNG, or what --format or the extension of -o says.
 
     \b
     mlic decode photo.mlic                        -> photo.png
     mlic decode photo.mlic -o photo.jpg           the extension decides
     mlic decode coded -o pictures -j 8            every .mlic file in coded/, the same folders in pictures/
+    mlic decode --format webp coded -o pictures   as WebP
     mlic decode --region 0,0,640,480 big.mlic -o corner.png
     mlic decode --scale 1/8 big.mlic -o small.png
     mlic decode --allow-partial cut.mlic -o preview.png
@@ -160,7 +162,7 @@ def decode(inputs, output, force, model, device, region, scale, allow_partial, *
     factor = int(scale[2:])
     if region and (region[0] % factor or region[1] % factor):
         raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
-    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, ".png", force)]
+    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, f".{kind.lower()}", force)]
     _check_running(jobs, **how)
     from .tasks import Decode
 
@@ -236,11 +238,10 @@ def _writable(job: Job) -> Job:
     """With a problem, if its output is of a kind that pictures cannot be written in."""
     from .saving import format_of
 
-    if not job.problem and str(job.target) != "-":
-        try:
-            format_of(job.target.suffix)
-        except MlicError as error:
-            return dataclasses.replace(job, problem=str(error))
+    try:
+        format_of(job.extension)
+    except MlicError as error:
+        return dataclasses.replace(job, problem=job.problem or str(error))
     return job
 
 

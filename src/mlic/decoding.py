@@ -93,18 +93,18 @@ def _decode_tile(
 ) -> tuple[Tensor, int | None]:
     """-> y_hat (1, M, h/16, w/16) float32, zeros where nothing is there; batches decoded, where some are missing."""
     height, width = box.size
-    nothing = torch.zeros(1, coding.config.latent_channels, height // LATENT, width // LATENT)
+    nothing = coding.prior.median.new_zeros(1, coding.config.latent_channels, height // LATENT, width // LATENT).float()
     if tile.cut and len(tile.stream) <= FEWEST:
-        return nothing.to(coding.prior.median.device), 0
+        return nothing, 0
     row = prior_row(coding, file.quality)
     source = SymbolDecoder(coding.tables, tile.stream, tile.escapes, tile.checksum, row, partial=tile.cut)
     read = Read((height // STRIDE, width // STRIDE), coding.gaussian, [source], keep=keep)
     y_hat = coding.code(read, level).float()
-    if source.exhausted:
-        return (y_hat, source.batches) if source.batches > 1 else (torch.zeros_like(y_hat), 0)  # not even half a slice
     if not tile.cut and keep is None:
         source.finish()
-    return y_hat, None
+    if source.exhausted and source.batches < 2:  # not even half a slice
+        return nothing, 0
+    return y_hat, source.batches if source.exhausted else None
 
 
 def synthesise(

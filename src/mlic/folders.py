@@ -20,6 +20,12 @@ class Job:
     found: bool = False  # through a folder or glob, not by its own name: folders are made for it
     done: bool = False  # found, and its output is there and not older: nothing to do
     problem: str = ""  # why it cannot be done
+    gives: str = ""  # the kind of output, as a file name extension, for stdout
+
+    @property
+    def extension(self) -> str:
+        """Of the output."""
+        return self.gives if str(self.target) == "-" else self.target.suffix
 
 
 def picture_extensions() -> set[str]:
@@ -71,7 +77,8 @@ def plan_jobs(
             raise ValueError(f"cannot make folder {folder}: {error.strerror}") from None
         if not os.access(folder, os.W_OK):
             raise ValueError(f"cannot write into folder {folder}")
-    return jobs + [_job(source, target, found=found, force=force) for source, target, found in pairs.values()]
+    jobs += [_job(source, target, found=found, force=force) for source, target, found in pairs.values()]
+    return [dataclasses.replace(job, gives=gives) for job in jobs]
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -131,10 +138,11 @@ def _folder(output: str | None, number: int, *, trees: bool) -> Path | None:
 
 
 def _job(source: Path, target: Path, *, found: bool, force: bool) -> Job:
-    if str(target) == "-" or not os.path.lexists(source):  # reading it will say so
+    piped = str(source) == "-"
+    if str(target) == "-" or not (piped or os.path.lexists(source)):  # reading it will say so
         return Job(source, target, found)
     try:
-        if os.path.exists(target) and os.path.samefile(source, target):
+        if not piped and os.path.exists(target) and os.path.samefile(source, target):
             raise FileExistsError("it would be replaced by its own output: give another -o")
         if found and not force and target.is_file():
             made = target.stat()

@@ -112,7 +112,7 @@ def _code(task: Task, job: Job, progress: Progress | None = None) -> tuple[Outco
     try:
         data = sys.stdin.buffer.read() if str(job.source) == "-" else job.source.read_bytes()
         outcome = dataclasses.replace(outcome, bytes_in=len(data))
-        coded = task(data, ".png" if str(job.target) == "-" else job.target.suffix, progress)
+        coded = task(data, job.extension, progress)
     except (MlicError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's way to say it
             raise
