@@ -46,7 +46,9 @@ class Streams:
         monkeypatch.setattr(torch.cuda, "Stream", lambda: self.stream(next(names)))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "stream", self.within)
-        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+        self.used: list[tuple[str, tuple[int, ...]]] = []  # tensors that must not be freed before a stream has done with them
+        record = lambda tensor, stream: self.used.append((stream.name, tuple(tensor.shape)))  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, "record_stream", record)
 
     def stream(self, name: str):
         class Stream:
@@ -81,6 +83,8 @@ def test_gradients_of_weights_come_from_branches(monkeypatch):
     branch_convolutions(model, {"0", "1"}, branches)
     model(torch.randn(1, 3, 4, 4)).sum().backward()
     assert streams.events == [("b", "main"), ("a", "main")]
+    inner = ("b", (1, 2, 4, 4)), ("b", (1, 4, 4, 4))  # gradient and input of each
+    assert streams.used == [*inner, ("a", (1, 4, 4, 4)), ("a", (1, 3, 4, 4))]
 
 
 def test_optimiser_joins_what_it_branches(monkeypatch):

@@ -212,6 +212,7 @@ def test_pictures_in_folders(pictures):
     [
         (["--codec", "gif"], "no codec called 'gif'; there are jpeg"),
         (["--codec", "jpeg", "--model", "fast"], "--model and --codec exclude each other"),
+        (["--codec", "jpeg", "--name", "x"], "--name and --codec exclude each other"),
         (["-q", "nan"], "-q must be a number"),
         (["-q", "0"], "-q must be from 1 to 100 for a model"),
         (["--model", "nope"], "no model called 'nope'"),
@@ -220,6 +221,38 @@ def test_pictures_in_folders(pictures):
 def test_wrong_usage(pictures, arguments, message):
     run = CliRunner().invoke(main, ["eval", str(pictures / "a.png"), *arguments])
     assert run.exit_code in (1, 2) and message in run.stderr and "Traceback" not in run.output
+
+
+def test_the_command_with_a_model(pictures, small_models, monkeypatch):
+    """What its processes are told; they themselves are left out."""
+    jobs = []
+
+    def ended(job):
+        jobs.append(job)
+        return {"error": "left out"}
+
+    monkeypatch.setattr(evaluation, "_run_process", ended)
+    for name in ("fast", "mlic"):
+        save_weights(pictures / f"{name}.safetensors", small_models[name])
+
+    def run(model, *options):
+        jobs.clear()
+        command = ["eval", pictures / "a.png", "--model", pictures / f"{model}.safetensors", *options]
+        return CliRunner().invoke(main, [str(word) for word in command])
+
+    said = run("fast", "-q", 20, "-q", 80, "--effort", 2, "--name", "small", "-j", 2, "-o", pictures / "r.json")
+    assert said.exit_code == 1 and "a.png: left out" in said.stderr
+    assert [(job["task"], job["qualities"], job["effort"], job["threads"]) for job in jobs] == [
+        ("encode", [20.0, 80.0], 2, 2), ("decode", [20.0, 80.0], 2, 2),
+    ]  # fmt: skip
+    assert Results.load(pictures / "r.json").codec["name"] == "small"
+    run("fast")
+    assert jobs[0]["qualities"] == list(evaluation.MODEL_QUALITIES) and jobs[0]["effort"] == 1  # the default of these tests
+    run("mlic")
+    assert jobs[0]["qualities"] == [None] and jobs[0]["effort"] == 0
+    for option in ("-q", "--effort"):
+        said = run("mlic", option, 5)
+        assert said.exit_code == 2 and "has one rate" in said.stderr and not jobs
 
 
 @pytest.mark.parametrize("name", PEERS)

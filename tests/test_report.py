@@ -8,13 +8,16 @@ import subprocess
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
-from test_compare import better, results
+from test_compare import better, results, save
 
+from mlic.cli import main
 from mlic.compare import compare
 from mlic.errors import MlicError
 from mlic.report import figure_png, html_report
 from mlic.report_pictures import same_size_pictures
+from mlic.weights import save_weights
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -111,6 +114,27 @@ def test_the_figure(comparison, tmp_path):
         assert image.size == (1600, 896)
         orange = (np.asarray(image.convert("RGB")).astype(int) - (0xE8, 0x59, 0x0C)).__abs__().max(2) < 8
     assert orange.sum() > 1000  # our curve, drawn thick
+
+
+def test_the_command(tmp_path, photo, small_models):
+    pytest.importorskip("matplotlib")
+    for name in ("x", "y", "z"):
+        Image.fromarray(photo).save(tmp_path / f"{name}.png")
+    save_weights(tmp_path / "small.safetensors", small_models["fast"])
+    files = save(tmp_path, results("a"), results("b", better(), kind="model"))
+    page, figure = tmp_path / "page.html", tmp_path / "rd.png"
+    options = ["--anchor", "a", "--published", "none", "-o", page, "--png", figure, "--peers", "jpeg", "--pictures", 2]
+    shown = ["--images", tmp_path / "x.png", "--images", tmp_path / "y.png", "--images", tmp_path / "z.png"]
+    command = ["report", *files, *options, *shown, "--model", tmp_path / "small.safetensors", "-q", 30]
+    said = CliRunner().invoke(main, [str(word) for word in command])
+    assert said.exit_code == 0 and said.stdout.startswith(f"{page}: ") and str(figure) in said.stdout
+    text = page.read_text()
+    assert re.search(r'"rate_cubic": -(10\.0|9\.99)', text)
+    assert "x.png" in text and "z.png" in text and "y.png" not in text, "spread over what there is"
+    with Image.open(figure) as drawn:
+        assert drawn.format == "PNG"
+    said = CliRunner().invoke(main, ["report", *files, "--anchor", "none-of-them"])
+    assert said.exit_code == 1 and "no curve called 'none-of-them'" in said.stderr
 
 
 def test_matplotlib_is_named_when_missing(comparison, tmp_path, monkeypatch):
