@@ -485,6 +485,11 @@ def test_files_of_several_weights_of_one_name_decode_side_by_side(coded, weights
     for name in ("a", "other", "packaged"):
         succeed("decode", f"{name}.mlic", "-o", f"{name}-back.png")
     assert Path("a.mlic").read_bytes()[:60] != Path("other.mlic").read_bytes()[:60]
+    os.mkdir("broken")
+    Path("broken/fast.safetensors").write_bytes(b"no weights")
+    monkeypatch.setenv("MLIC_WEIGHTS", os.path.abspath("broken"))
+    succeed("decode", "-f", "packaged.mlic", "-o", "packaged-back.png")
+    assert "not a safetensors file" in refused("decode", "-f", "a.mlic", "-o", "a-back.png")
 
 
 def test_no_weights_for_a_model():

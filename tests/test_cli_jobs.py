@@ -97,6 +97,8 @@ def test_another_format_for_a_folder_and_for_stdout(photos):
     succeed("decode", "--format", "webp", "coded/1.mlic", "-o", "one.tif")
     with Image.open("one.tif") as image:
         assert image.format == "TIFF"
+    succeed("decode", "--format", ".JPG", "coded/1.mlic")
+    assert Path("coded/1.jpg").exists() and "no kind of picture" in misused("decode", "--format", "x/y", "coded/1.mlic")
     assert (
         refused("decode", "--format", "doc", "coded/1.mlic")
         == "mlic: coded/1.mlic: cannot write pictures of type .doc; .png always works\n"

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 import mlic
 import mlic.pillow  # noqa: F401 (registers the format)
@@ -131,6 +131,19 @@ def test_the_tags_of_a_tiff_file_are_kept_beside_other_metadata(photo, tmp_path)
             assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     with Image.open(tmp_path / "other.mlic") as image:
         assert image.size == (80, 96) and dict(image.getexif()) == {0x013B: "Ansel", 0x0112: 1}
+
+
+def test_an_orientation_in_a_png_s_text_is_kept_beside_other_metadata(photo, tmp_path):
+    """As ImageMagick writes it."""
+    raw = exif_with(Orientation=6).tobytes().removeprefix(b"Exif\0\0")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n", zip=True)
+    Image.fromarray(photo).save(tmp_path / "a.png", pnginfo=info)
+    for options in ({}, {"icc_profile": SRGB}):
+        with Image.open(tmp_path / "a.png") as image:
+            image.save(tmp_path / "a.mlic", **options)
+        with Image.open(tmp_path / "a.mlic") as image:
+            assert image.size == (80, 96)
 
 
 def test_leaving_out_exif_keeps_the_picture_upright(photo, tmp_path):

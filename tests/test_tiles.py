@@ -237,6 +237,16 @@ def test_a_file_without_its_last_checksum_is_a_whole_picture(decoded, side):
     assert not np.array_equal(part.pixels, whole) and "truncated" in part.notes[0]
 
 
+def test_a_cut_file_whose_symbols_are_wrong_is_refused(decoded):
+    """It has more words than all symbols need."""
+    data, _ = decoded[0]
+    at = data.index(b"DATA")
+    wrong = data[: at + 300] + np.random.default_rng(0).bytes(2 * len(data) // 4 * 4)
+    wrong = wrong[: at + 4] + (len(wrong) - at + 100).to_bytes(4, "little") + wrong[at + 8 :]
+    with pytest.raises(DamagedFile):
+        decode_file(load_model("fast"), MlicFile.from_bytes(wrong, allow_partial=True))
+
+
 def test_a_reduced_preview_says_what_it_lacks(decoded):
     """The slices that a reduced picture needs may all be there."""
     model, (data, _) = load_model("fast"), decoded[0]
@@ -356,6 +366,17 @@ def test_damaged_alpha():
     ):  # fmt: skip
         with pytest.raises(DamagedFile, match="alpha"):
             alpha_from_bytes(data, width, 9, depth)
+    colours = io.BytesIO()
+    Image.new("RGB", (8, 9)).save(colours, "PNG")
+    twice = good[:33] + colours.getvalue()[8:]  # Pillow obeys the second header
+    with pytest.raises(DamagedFile, match="alpha"):
+        alpha_from_bytes(twice, 8, 9, 8)
+
+
+def test_large_alpha_is_no_decompression_bomb(recwarn, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    assert alpha_from_bytes(alpha_bytes(np.zeros((9, 8), np.uint8)), 8, 9, 8).shape == (9, 8)
+    assert not recwarn.list
 
 
 def test_metadata_comes_back(scene, small_models):

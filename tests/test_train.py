@@ -40,7 +40,7 @@ from mlic.train import (
     train,
     validate,
 )
-from mlic.train_log import plot, read_log
+from mlic.train_log import RunLog, plot, read_log
 from mlic.validation import symbol_counts
 from mlic.weights import load_model, seal
 
@@ -408,9 +408,33 @@ def test_the_log_goes_on_where_the_run_does(folder, tmp_path, config):
     log.write_bytes(whole + whole.splitlines(keepends=True)[-1].replace(b"4,", b"6,", 1) + b"8,0.")
     train(settings(folder, tmp_path, config, steps=7))
     assert list(read_log(log)["step"]) == [2, 4, 6, 7] and log.read_bytes().startswith(whole)
+    before = log.read_bytes()
+    with pytest.raises(ValueError, match="not made with model"):
+        train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=9))
+    assert log.read_bytes() == before
     (tmp_path / "checkpoint.pt").unlink()
     train(settings(folder, tmp_path, config, steps=1))
     assert list(read_log(log)["step"]) == [1]
+
+
+def test_lines_are_in_the_log_whole_or_not_at_all(tmp_path, monkeypatch):
+    log, written = RunLog(tmp_path), csv.DictWriter.writerows
+
+    def half(writer, rows):
+        written(writer, rows)
+        raise OSError("No space left on device")
+
+    for step in (1, 2, 3, 4):  # the first line of all, and a later one, do not fit
+        monkeypatch.setattr(csv.DictWriter, "writerows", half if step in (1, 3) else written)
+        try:
+            log.line({"step": step, "loss": 0.5})
+        except OSError:
+            assert step in (1, 3)
+    assert list(read_log(tmp_path / "log.csv")["step"]) == [2, 4]
+    (tmp_path / "log.csv").write_bytes(b"step,lo")
+    log.go_on_from(4)
+    log.line({"step": 5, "loss": 0.5})
+    assert list(read_log(tmp_path / "log.csv")["step"]) == [5]
 
 
 def test_a_checkpoint_that_is_none_or_another_model_s(folder, tmp_path, config):
@@ -418,7 +442,9 @@ def test_a_checkpoint_that_is_none_or_another_model_s(folder, tmp_path, config):
     with pytest.raises(ValueError, match="not made with model"):
         train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=2))
     whole = (tmp_path / "checkpoint.pt").read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"nothing of the kind", b""):
+    other = io.BytesIO()
+    torch.save({"a": 1}, other)
+    for damaged in (whole[: len(whole) // 2], b"nothing of the kind", b"hello world, a text\n", b"", other.getvalue()):
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged, or no checkpoint"):
             train(settings(folder, tmp_path, config, steps=2))

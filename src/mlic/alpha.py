@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from .errors import DamagedFile
 
@@ -20,11 +20,12 @@ def alpha_bytes(alpha: np.ndarray) -> bytes:
 def alpha_from_bytes(data: bytes, width: int, height: int, depth: int) -> np.ndarray:
     """-> (height, width) uint8, or uint16 for depth 16. Raises DamagedFile when the PNG is not that."""
     try:
-        if data[24:26] != bytes([depth, 0]):  # in its IHDR
-            raise DamagedFile(f"alpha is no grey PNG of {depth} bits")
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (width, height):
-                raise DamagedFile(f"alpha is {image.size[0]}x{image.size[1]}")
+        # not by Image.open, which warns of large pictures: their size is checked
+        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
+            if image.size != (width, height) or image.mode != ("I;16" if depth == 16 else "L"):
+                raise DamagedFile(f"alpha is {image.size[0]}x{image.size[1]} in mode {image.mode}")
+            if data[24] != depth:  # in its IHDR: Pillow makes 8 bits of fewer
+                raise DamagedFile(f"alpha has {data[24]} bits")
             return np.array(image)
     except DamagedFile:
         raise

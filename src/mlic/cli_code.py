@@ -58,6 +58,13 @@ def _tile(_ctx: click.Context, _param: click.Parameter, value: int | None) -> in
     return value
 
 
+def _kind(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """-> a file name extension."""
+    if not re.fullmatch(r"\.?\w+", value):
+        raise click.BadParameter(f"{value!r} is no kind of picture such as jpg")
+    return f".{value.lower().removeprefix('.')}"
+
+
 def _job_options(command):
     """What `mlic encode` and `mlic decode` have in common."""
     for option in reversed(
@@ -140,7 +147,7 @@ def encode(
 @main.command()
 @_job_options
 @click.option("--model", metavar="NAME|FILE", help="Weights, where they are not found by the file's model name.")
-@click.option("--format", "kind", default="png", help="jpg, webp, tif ...; the extension of a single -o goes before.")
+@click.option("--format", "kind", default="png", callback=_kind, help="jpg, webp ..., unless -o names a file. Default: png.")
 @click.option("--region", type=_Region(), metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
 @click.option("--scale", type=click.Choice(["1/1", "1/2", "1/4", "1/8"]), default="1/1", help="A smaller picture.")
 @click.option("--allow-partial", is_flag=True, help="Decode what is there of a truncated file, hatch the rest.")
@@ -162,7 +169,7 @@ def decode(inputs, output, force, model, device, kind, region, scale, allow_part
     factor = int(scale[2:])
     if region and (region[0] % factor or region[1] % factor):
         raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
-    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, f".{kind.lower()}", force)]
+    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, kind, force)]
     _check_running(jobs, **how)
     from .tasks import Decode
 
@@ -239,9 +246,10 @@ def _writable(job: Job) -> Job:
     from .saving import format_of
 
     try:
-        format_of(job.extension)
+        if not (job.done or job.problem):
+            format_of(job.extension)
     except MlicError as error:
-        return dataclasses.replace(job, problem=job.problem or str(error))
+        return dataclasses.replace(job, problem=str(error))
     return job
 
 

@@ -120,16 +120,18 @@ def model_for(file: MlicFile, model: Model | None = None, device: str = "cpu") -
     wanted = f"model {file.model!r} with weights {file.digest.hex()}"
     if model is None and file.model not in CONFIGS:  # a name from a file is never taken for a path
         raise WeightsError(f"this file needs {wanted}; give its weights file")
-    have = []
+    have, reason = [], ""
     for choice in [model] if model is not None else all_weights(file.model) or [file.model]:
         try:
             network = load_model(choice, device=device)
         except WeightsError as error:
-            raise WeightsError(f"this file needs {wanted}: {error}") from None
+            reason = f": {error}"
+            continue
         if network.digest[:DIGEST_BYTES] == file.digest:
             return network
         have.append(f"{network.config.name!r} {network.digest[:DIGEST_BYTES].hex()}")
-    raise WeightsError(f"this file needs {wanted}, but the weights at hand are {' and '.join(have)}")
+    at_hand = f", but the weights at hand are {' and '.join(have)}" if have else ""
+    raise WeightsError(f"this file needs {wanted}{at_hand}{reason}")
 
 
 @torch.inference_mode()

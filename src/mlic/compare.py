@@ -187,7 +187,7 @@ def _headline(comparison: Comparison) -> str:
 
 def _row(anchor: Curve, curve: Curve, *, alike: bool) -> Row:
     if not alike:
-        return Row(curve=curve, delta=None, problem="no BD-rate: the means are over other pictures than the anchor's")
+        return Row(curve=curve, delta=None, problem="no BD-rate: the means are not all over the anchor's pictures")
     try:
         return Row(curve=curve, delta=compare_curves(anchor.points, curve.points))
     except MlicError as error:

@@ -100,7 +100,7 @@ def _decode_tile(
     source = SymbolDecoder(coding.tables, tile.stream, tile.escapes, tile.checksum, row, partial=tile.cut)
     read = Read((height // STRIDE, width // STRIDE), coding.gaussian, [source], keep=keep)
     y_hat = coding.code(read, level).float()
-    if not tile.cut and keep is None:
+    if keep is None and not source.exhausted:
         source.finish()
     if source.exhausted and source.batches < 2:  # not even half a slice
         return nothing, 0
@@ -126,11 +126,11 @@ def synthesise(
     x = model.synthesise(gather(y_hats, seen), level)[:, :, rows, columns].clamp(0, 1)
     if scale > 1:
         means = functools.partial(F.avg_pool2d, kernel_size=scale, ceil_mode=True, count_include_pad=False)
-        weight = x.new_ones(1, 1, 1, 1)
-        if alpha is not None:
-            weight = torch.from_numpy(alpha[part.within(wanted)].astype(np.float32)).to(x.device) + 1e-3
-        weight = weight.expand(1, 1, *x.shape[2:])
-        x = means(x * weight) / means(weight)
+        if alpha is None:
+            x = means(x)
+        else:
+            weight = torch.from_numpy(alpha[part.within(wanted)].astype(np.float32)).to(x.device)[None, None] + 1e-3
+            x = means(x * weight) / means(weight)
     rows, columns = part.within(wanted, scale)
     peak = np.iinfo(pixels.dtype).max
     pixels[rows, columns] = (x[0] * peak).round().to(torch.int32).permute(1, 2, 0).cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -20,8 +20,8 @@ _RIVALS = {"JPEG": ("jpeg", "jpeg-420"), "WebP": ("webp",), "AVIF": ("avif",)}  
 class Row:
     """One codec at one setting: ``bytes`` is the real file size, ``bpp`` bits per pixel, times are wall-clock seconds.
 
-    ``psnr`` and ``ms_ssim_db`` are in dB; both MS-SSIM fields are None for a picture too small for MS-SSIM. ``pixels`` is what
-    the file decodes to, (H, W, 3) uint8.
+    ``psnr`` and ``ms_ssim_db`` are in dB; both MS-SSIM fields are None for a picture too small for MS-SSIM. ``pixels``, where
+    they are kept, are what the file decodes to, (H, W, 3) uint8.
     """
 
     codec: str
@@ -66,7 +66,7 @@ def run_demo(
     rows = []
     for quality in qualities:
         say(f"quality {quality}: mlic, then the other codecs at its file size")
-        rows += _code_all(picture, quality, model)
+        rows += [replace(row, pixels=None) for row in _code_all(picture, quality, model)]
     return rows
 
 

@@ -44,15 +44,16 @@ def plan_jobs(
     Of folders (with all folders in them) and globs, files are taken whose extension is in `takes`; hidden ones are not.
     Their outputs lie beside them, or keep their place in the tree under the folder `output`. `gives` is the outputs'
     extension. Folders that cannot be read, and files that would have the output of another, are jobs with a problem.
-    Raises ValueError when `output` does not fit the inputs, or two inputs given by their names would have one output.
+    Raises ValueError when `output` does not fit the inputs, or two inputs given by their own names would have one output.
     """
     unread: list[OSError] = []
     listed = [(Path(text), *_find(Path(text), takes, unread)) for text in map(str, inputs)]
     folder = _folder(output, len(listed), trees=any(base is not None for _, base, _ in listed))
-    pairs: dict[str, tuple[Path, Path, bool]] = {}
-    jobs = [Job(Path(error.filename), Path(error.filename), problem=str(error.strerror)) for error in unread]
+    groups: dict[str, dict[str, Job]] = {}  # by the target, then by the source
+    problems = {os.path.realpath(error.filename): error for error in unread}
+    jobs = [Job(Path(error.filename), Path(error.filename), problem=str(error.strerror)) for error in problems.values()]
     for given, base, sources in listed:
-        if base is not None and not sources and not any(given == job.source for job in jobs):
+        if base is not None and not sources and not any(Path(error.filename).is_relative_to(given) for error in unread):
             kinds = "pictures" if len(takes) > 1 else f"{next(iter(takes))} files"
             jobs.append(Job(given, given, problem=f"no {kinds} {'in this folder' if os.path.isdir(given) else 'match'}"))
         for source in sources:
@@ -63,22 +64,26 @@ def plan_jobs(
             else:
                 inner = source.parent.relative_to(base) if base is not None else ""
                 target = (source.parent if folder is None else folder / inner) / (source.stem + gives)
-            key = os.path.normcase(os.path.realpath(target))
-            other, _, _ = pairs.setdefault(key, (source, target, base is not None))
-            if os.path.realpath(other) != os.path.realpath(source):
-                problem = f"{other} and {source} would both become {target}: rename one, or give them apart"
-                if base is None:
-                    raise ValueError(problem)
-                jobs.append(Job(source, target, problem=problem))
+            same = groups.setdefault(os.path.normcase(os.path.realpath(target)), {})
+            same.setdefault(os.path.realpath(source), Job(source, target, found=base is not None, gives=gives))
+    for same in groups.values():
+        if len(same) > 1:
+            first, second, *_ = (job.source for job in same.values())
+            problem = (
+                f"{first} and {second} would both become {next(iter(same.values())).target}: rename one, or give them apart"
+            )
+            if sum(not job.found for job in same.values()) > 1:
+                raise ValueError(problem)
+            same.update({key: dataclasses.replace(job, problem=problem) for key, job in same.items()})
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make folder {folder}: {error.strerror}") from None
-        if not os.access(folder, os.W_OK):
-            raise ValueError(f"cannot write into folder {folder}")
-    jobs += [_job(source, target, found=found, force=force) for source, target, found in pairs.values()]
-    return [dataclasses.replace(job, gives=gives) for job in jobs]
+    made = [job if job.problem else _looked_at(job, force=force) for same in groups.values() for job in same.values()]
+    if folder is not None and not os.access(folder, os.W_OK) and not all(job.done or job.problem for job in made):
+        raise ValueError(f"cannot write into folder {folder}")
+    return jobs + made
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -89,7 +94,7 @@ def check_target(target: Path, *, force: bool) -> None:
         raise FileExistsError(f"{target} exists; -f overwrites")
     if not os.path.isdir(target.parent):
         raise FileNotFoundError(f"cannot write {target}: no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK):
+    if not os.access(os.path.dirname(os.path.realpath(target)), os.W_OK):
         raise PermissionError(f"cannot write {target}: Permission denied")
 
 
@@ -137,20 +142,22 @@ def _folder(output: str | None, number: int, *, trees: bool) -> Path | None:
     return path
 
 
-def _job(source: Path, target: Path, *, found: bool, force: bool) -> Job:
-    piped = str(source) == "-"
-    if str(target) == "-" or not (piped or os.path.lexists(source)):  # reading it will say so
-        return Job(source, target, found)
+def _looked_at(job: Job, *, force: bool) -> Job:
+    """The job, as `done` or with a problem if it is."""
+    piped = str(job.source) == "-"
+    if str(job.target) == "-" or not (piped or os.path.lexists(job.source)):  # reading it will say so
+        return job
     try:
-        if not piped and os.path.exists(target) and os.path.samefile(source, target):
+        there = os.path.exists(job.target)
+        if there and not piped and os.path.samefile(job.source, job.target):
             raise FileExistsError("it would be replaced by its own output: give another -o")
-        if found and not force and target.is_file():
-            made = target.stat()
-            if made.st_size and made.st_mtime_ns >= source.stat().st_mtime_ns:
-                return Job(source, target, found, done=True)
-            raise FileExistsError(f"{target} exists and is older than it; -f overwrites")
-        if not found or os.path.exists(target):
-            check_target(target, force=force)
+        if job.found and not force and job.target.is_file():
+            made = job.target.stat()
+            if made.st_size and made.st_mtime_ns >= job.source.stat().st_mtime_ns:
+                return dataclasses.replace(job, done=True)
+            raise FileExistsError(f"{job.target} exists and is older than it; -f overwrites")
+        if there or not job.found:
+            check_target(job.target, force=force)
     except OSError as error:
-        return Job(source, target, found, problem=error.strerror or str(error))
-    return Job(source, target, found)
+        return dataclasses.replace(job, problem=error.strerror or str(error))
+    return job

@@ -129,7 +129,7 @@ def _relabelled(image: Image.Image, metadata: dict[str, bytes]) -> Image.Image:
 
     copy = image.copy()
     with contextlib.suppress(Exception):  # Pillow can raise anything on odd tags
-        if "exif" not in image.info and (tags := descriptive_tags(image)):
+        if image.format == "TIFF" and (tags := descriptive_tags(image)):
             copy.info["exif"] = tags.tobytes()
     copy.info |= metadata
     return copy

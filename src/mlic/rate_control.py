@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -51,7 +52,8 @@ def encode_to_target(
     tile: int | None = None,
     progress: Progress | None = None,
 ) -> Controlled:
-    """Encode a picture to `size` bytes, to `bpp` bits per pixel (both of the whole file) or to `psnr` dB.
+    """Encode a picture to `size` bytes, to `bpp` bits per pixel (both of the whole file) or to `psnr` dB. `model` and `picture`
+    are what `mlic.encode` takes, but no tensor.
 
     A size or rate comes out at most 2% below the target and not above it, or, where that takes too many passes, at most
     2% above; a PSNR (RGB, of what the decoder gives; with alpha, of the pixels that show) within 0.1 dB. A target out
@@ -67,7 +69,10 @@ def encode_to_target(
     model = load_model(model)
     if not model.config.variable_rate:
         raise ValueError(f"model {model.config.name!r} has one rate: {kind} cannot be chosen")
-    picture = picture if isinstance(picture, Picture) else read_picture(picture)
+    if not isinstance(picture, Picture):
+        picture = read_picture(picture)
+        for note in picture.notes:
+            warnings.warn(note, stacklevel=2)
     pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
     top = (model.config.quality_levels - 1) * 256
     results: dict[int, Controlled] = {}

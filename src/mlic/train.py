@@ -1,8 +1,8 @@
 """Training: rate plus lambda times distortion, all rates at once for models with quality levels.
 
 Needs torch, numpy, Pillow, safetensors and tqdm only; knows nothing of .mlic files or coders. One step is one function
-without host synchronisation; on a CUDA device it is captured as a graph. Under torchrun, each process takes a share of
-the batch.
+without host synchronisation; on a CUDA device it is captured as a graph. Under torchrun, each process adds crops of its
+own to a step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import copy
 import math
 import os
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -281,7 +280,8 @@ class Trainer:
                 for name, value in moments.items():
                     if value.shape == p.shape:  # the device's memory layout: fused Adam asks for it
                         moments[name] = torch.empty_like(p).copy_(value)
-        self.measures.copy_(state["measures"])
+        if state["measures"].shape == self.measures.shape:  # an older version's are not
+            self.measures.copy_(state["measures"])
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
@@ -312,6 +312,8 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
             trainer.load(state)
             if rank > 0:  # what was saved is the first process's
                 torch.manual_seed(config.seed + rank + world * trainer.steps)
+        if log:
+            log.go_on_from(trainer.steps)
         elapsed = _run(config, trainer, state.get("elapsed", 0.0), log, val)
         if val:
             for row in _validate(trainer, val, log, elapsed):
@@ -390,9 +392,13 @@ def _read_checkpoint(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["steps"], state["model"]
+    except OSError:
+        raise
+    except Exception:  # torch's reader raises nearly everything on other files
         raise ValueError(f"{path} is damaged, or no checkpoint") from None
+    return state
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +17,29 @@ LOG, VALIDATION, PLOT = "log.csv", "validation.csv", "run.png"
 
 
 class RunLog:
-    """Appends to the files in `out`, after what they say of the steps up to `step`. `tensorboard`: also write events there;
-    raises MlicError without the package.
+    """Appends to the files in `out`. `tensorboard`: also write events there, in place of those after `step`; raises MlicError
+    without the package.
     """
 
     def __init__(self, out: Path, *, tensorboard: bool = False, step: int = 0) -> None:
         self.out, self.events = out, None
-        for name in (LOG, VALIDATION):
-            _cut(out / name, step)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise MlicError("--tensorboard needs the package tensorboard: pip install 'mlic[train]'") from None
             self.events = SummaryWriter(str(out), purge_step=step or None)
+
+    def go_on_from(self, step: int) -> None:
+        """Leave out what the files say of steps after this one, which will be written again, and what was not written to its
+        end.
+        """
+        for path in (self.out / LOG, self.out / VALIDATION):
+            if path.exists():
+                lines = path.read_bytes().splitlines(keepends=True)
+                kept = [line for i, line in enumerate(lines) if line.endswith(b"\n") and (i == 0 or _step(line) <= step)]
+                if kept != lines:
+                    write_whole(path, b"".join(kept) if kept[:1] == lines[:1] else b"")
 
     def line(self, values: dict[str, float | str]) -> None:
         """One line of log.csv: step, seconds, and measures by name, as numbers or as they are to be written."""
@@ -57,23 +68,24 @@ def _short(row: dict[str, float]) -> dict[str, str]:
     return {name: f"{value:.5g}" for name, value in row.items()}
 
 
-def _cut(path: Path, step: int) -> None:
-    """Leave out the lines after a step, which will be written again, and one that was not written to its end."""
-    if path.exists():
-        title, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
-        numbers = [line.partition(b",")[0] if line.endswith(b"\n") else b"" for line in lines]
-        kept = [line for line, number in zip(lines, numbers) if number.isdigit() and int(number) <= step]
-        if kept != lines:
-            write_whole(path, b"".join([title, *kept]))
+def _step(line: bytes) -> float:
+    number = line.partition(b",")[0]
+    return int(number) if number.isdigit() else math.inf
 
 
 def _append(path: Path, rows: list[dict]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    """Whole or not at all. Raises OSError."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            if not size:
+                writer.writeheader()
+            writer.writerows(rows)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:

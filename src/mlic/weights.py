@@ -124,7 +124,7 @@ def load_model(model: Model = "fast", *, device: str | torch.device = "cpu") -> 
     return _load_cached(path, str(device), changed)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # of a few weights of one name, of which a file asks for one
 def _load_cached(path: Path, device: str, changed: int) -> CompressionModel:
     packaged = path.parent == PACKAGED
     with torch.inference_mode(False):  # the encoder differentiates
