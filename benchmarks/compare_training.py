@@ -26,7 +26,9 @@ from mlic.config import FAST, AttentionConfig
 from mlic.data import PictureBank
 from mlic.model import STRIDE, level_lambda
 from mlic.strategies import Estimate
-from mlic.train import TrainConfig, Trainer, validate, validation_levels
+from mlic.train_config import TrainConfig
+from mlic.trainer import Trainer
+from mlic.validation import validate, validation_levels
 
 PIXEL_SCALE, FIRST_STEPS = transforms.PIXEL_SCALE, 5
 LEARNING = {"PARTS": learning.PARTS}
@@ -135,7 +137,7 @@ def run(
     """For so many seconds, or config.steps steps. Returns the trainer and the seconds a step took."""
     for name, value in (LEARNING | rates).items():
         setattr(learning, name, value)
-    with unittest.mock.patch("mlic.train.start", learning.start if own_start else lambda model: None):
+    with unittest.mock.patch("mlic.trainer.start", learning.start if own_start else lambda model: None):
         trainer = Trainer(config, device=device, bank=bank)
     start_of_linear(trainer, random_linear)
 

@@ -16,7 +16,8 @@ import torch
 
 from mlic.data import PictureBank
 from mlic.model import kmac_per_pixel
-from mlic.train import TrainConfig, Trainer
+from mlic.train_config import TrainConfig
+from mlic.trainer import Trainer
 
 
 def synchronise(device: str) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 
 from mlic.branches import Branches, branch_convolutions
 from mlic.muon import Muon
-from mlic.train import TrainConfig, Trainer
+from mlic.train_config import TrainConfig
+from mlic.trainer import Trainer
 
 
 def test_gradients_are_the_convolutions_own():

@@ -7,7 +7,8 @@ from PIL import Image
 from mlic.data import PictureBank
 from mlic.learning import relative_rate, start
 from mlic.model import build_model
-from mlic.train import TrainConfig, Trainer
+from mlic.train_config import TrainConfig
+from mlic.trainer import Trainer
 
 
 @pytest.fixture

@@ -30,18 +30,11 @@ from mlic.learning import begin_from
 from mlic.model import build_model, level_lambda
 from mlic.muon import Muon, matrix_weights, orthogonal
 from mlic.tables import MAX_HALF_WIDTH, gaussian_tables
-from mlic.train import (
-    TrainConfig,
-    Trainer,
-    _Forward,
-    _Halves,
-    crops_at,
-    learning_rate,
-    train,
-    validate,
-)
+from mlic.train import train
+from mlic.train_config import TrainConfig, crops_at, learning_rate
 from mlic.train_log import RunLog, plot, read_log
-from mlic.validation import symbol_counts
+from mlic.trainer import Trainer, _Forward, _Halves
+from mlic.validation import symbol_counts, validate
 from mlic.weights import load_model, seal
 
 KILLED = """
@@ -58,7 +51,8 @@ torch.save = half
 SCRIPT = """
 import os, sys, torch
 from mlic.config import ModelConfig
-from mlic.train import TrainConfig, train
+from mlic.train import train
+from mlic.train_config import TrainConfig
 config, folder, out, steps = sys.argv[1:]
 model = train(TrainConfig(model=ModelConfig.from_json(config), data=(folder,), out=out, steps=int(steps), batch=1,
     crop=64, bf16=False, save_every=0, threads=1, optimiser="adam"))
@@ -351,7 +345,7 @@ def test_slices_are_added_at_the_end_only(small_models):
 
 def test_every_step_sees_the_whole_range_of_levels(folder, tmp_path, config, monkeypatch):
     seen = []
-    monkeypatch.setattr("mlic.train.level_lambda", lambda config, level: seen.append(level) or level_lambda(config, level))
+    monkeypatch.setattr("mlic.trainer.level_lambda", lambda config, level: seen.append(level) or level_lambda(config, level))
     trainer = Trainer(settings(folder, tmp_path, config, batch=3))
     for _ in range(4):
         trainer.step(0.5)

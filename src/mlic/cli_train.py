@@ -55,8 +55,8 @@ def train(data, val, out, device, resume, **settings) -> None:
     numbers = [value for value in settings.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         raise click.UsageError("settings are finite numbers")
-    from .train import TrainConfig
     from .train import train as run
+    from .train_config import TrainConfig
     from .weights import save_weights
 
     if (out / "checkpoint.pt").exists() and not resume:
