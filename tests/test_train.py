@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -549,6 +550,13 @@ def test_compiled(folder, tmp_path, config, monkeypatch, what, graphs):
     assert counters["stats"]["unique_graphs"] - before in graphs and not counters["graph_break"]
     assert compiled["skipped"] == 0 and compiled.keys() == plain.keys()
     assert all(compiled[name] == pytest.approx(plain[name], rel=0.01) for name in ("loss", "bpp", "mse", "gradient_norm"))
+
+
+def test_neither_the_coder_nor_the_format_is_needed():
+    program = "import sys, mlic.train, mlic.cli_train; print([m for m in sys.modules if m in sys.argv[1:]])"
+    command = [sys.executable, "-c", program, "constriction", "mlic.coder", "mlic.container", "mlic.codec"]
+    source = {**os.environ, "PYTHONPATH": str(Path(mlic.__file__).parents[1])}
+    assert subprocess.run(command, capture_output=True, text=True, check=True, env=source).stdout.strip() == "[]"
 
 
 def test_nothing_to_train_on(tmp_path):
