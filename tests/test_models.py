@@ -52,7 +52,7 @@ def test_unknown_model_names_the_known():
 
 
 def test_checkerboard_halves_make_the_whole():
-    x = torch.randn(2, 3, 5, 8)
+    x = torch.randn(2, 3, 6, 8)
     assert torch.equal(unpack(pack(x, ANCHOR), ANCHOR) + unpack(pack(x, NON_ANCHOR), NON_ANCHOR), x)
     assert torch.equal(unpack(pack(x, ANCHOR), ANCHOR), keep(x, ANCHOR))
     assert keep(torch.ones(1, 1, 2, 2), ANCHOR).flatten().tolist() == [0, 1, 1, 0]  # anchor: row + column odd

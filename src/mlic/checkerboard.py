@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,8 +30,8 @@ def even_anchors(x: Tensor) -> Tensor:
 
 
 def pack(x: Tensor, part: bool | Step) -> Tensor:
-    """Keep one parity, ANCHOR or NON_ANCHOR: (B, C, H, W) -> (B, C, H, W/2); or one step of the anchors. W must be
-    even, and for steps so must W/2 and H.
+    """Keep one parity, ANCHOR or NON_ANCHOR: (B, C, H, W) -> (B, C, H, W/2); or one step of the anchors. H and W must be
+    even, and for steps so must W/2.
 
     >>> x = torch.arange(8.0).view(1, 1, 2, 4)
     >>> pack(x, True).tolist()
@@ -83,8 +82,6 @@ def _places(x: Tensor, part: bool) -> Tensor:
 
 
 def _pack(x: Tensor, part: bool) -> Tensor:
-    if x.shape[2] % 2:
-        return _pack(F.pad(x, (0, 0, 0, 1)), part)[:, :, :-1]
     out = _empty(x, x.shape[3] // 2)
     places = _places(x, part)
     out.view(places.shape).copy_(places)
@@ -92,8 +89,6 @@ def _pack(x: Tensor, part: bool) -> Tensor:
 
 
 def _unpack(packed: Tensor, part: bool) -> Tensor:
-    if packed.shape[2] % 2:
-        return _unpack(F.pad(packed, (0, 0, 0, 1)), part)[:, :, :-1]
     out = _empty(packed, 2 * packed.shape[3]).zero_()
     places = _places(out, part)
     places.copy_(packed.reshape(places.shape))

@@ -18,7 +18,7 @@ from .prior import SCALE_LEVELS, FactorizedPrior, scale_table
 PRECISION = 24  # bits; every table sums to 2^24
 GAUSSIAN_TAIL, PRIOR_TAIL = 1e-8, 1e-5  # what the escape symbol takes over, on both sides together
 PRIOR_SHIFT = 8  # the prior's many rows are multiples of 2^8, and stored as 16-bit numbers
-MAX_HALF_WIDTH = 1600
+MAX_HALF_WIDTH, PRIOR_REACH = 1600, 512  # symbols on each side of zero that a row has at most
 SMOOTHING = 10  # symbols that a Gaussian adds to the counted ones, for each symbol of its row
 
 
@@ -148,9 +148,9 @@ def gaussian_tables(counts: np.ndarray | None = None) -> TableSet:
 
 
 @torch.no_grad()
-def prior_tables(prior: FactorizedPrior, reach: int = 512) -> TableSet:
+def prior_tables(prior: FactorizedPrior) -> TableSet:
     """One row per level and channel; symbols are z - median, rounded."""
-    levels, channels = max(1, prior.levels), prior.channels
+    levels, channels, reach = max(1, prior.levels), prior.channels, PRIOR_REACH
     prior = copy.deepcopy(prior).cpu()  # the model itself stays where it is
     edges = torch.arange(-reach, reach + 2, dtype=torch.float64) - 0.5  # of symbols -reach..reach
     at = prior.median.double()[:, None] + edges
