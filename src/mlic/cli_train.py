@@ -55,13 +55,14 @@ def train(data, val, out, device, resume, **settings) -> None:
     numbers = [value for value in settings.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         raise click.UsageError("settings are finite numbers")
+    from .train import CHECKPOINT
     from .train import train as run
     from .train_config import TrainConfig
     from .weights import save_weights
 
-    if (out / "checkpoint.pt").exists() and not resume:
+    if (out / CHECKPOINT).exists() and not resume:
         raise click.UsageError(f"there is a run in {out}: --resume goes on with it, another --out begins anew")
-    if resume and not (out / "checkpoint.pt").exists():
+    if resume and not (out / CHECKPOINT).exists():
         raise click.UsageError(f"there is no run in {out} to go on with")
     target = out / f"{settings['model']}.safetensors"
     try:

@@ -59,7 +59,8 @@ def decode_file(
     decoded: set[Box] = set()
     lost: list[Box] = []
     batches: list[int] = []  # decoded of each tile of which some are missing
-    coding, alpha = arithmetic(model, file.arithmetic == EXACT), None
+    coding = arithmetic(model, file.arithmetic == EXACT)
+    alpha = None
     if file.alpha is not None:
         alpha = alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[wanted.within(whole)]
     with Workers(len(needed), model.prior.median.device, progress) as workers:
@@ -76,8 +77,7 @@ def decode_file(
                     batches.append(there)
                     lost += [box] * (there == 0)
                 workers.tick()
-            give = functools.partial(synthesise, model, y_hats, scale=scale, alpha=alpha)
-            list(workers.map(lambda part: give(part, wanted, level, pixels, whole), row))
+            list(workers.map(lambda part: synthesise(model, y_hats, part, wanted, level, pixels, whole, scale, alpha), row))
             seen = around(model.config, rest, whole)
             y_hats = {box: y_hat for box, y_hat in y_hats.items() if box.meets(seen)}
     if len(lost) == len(needed):
@@ -93,7 +93,8 @@ def _decode_tile(
 ) -> tuple[Tensor, int | None]:
     """-> y_hat (1, M, h/16, w/16) float32, zeros where nothing is there; batches decoded, where some are missing."""
     height, width = box.size
-    nothing = coding.prior.median.new_zeros(1, coding.config.latent_channels, height // LATENT, width // LATENT).float()
+    zero = torch.zeros((), dtype=torch.float32, device=coding.prior.median.device)
+    nothing = zero.expand(1, coding.config.latent_channels, height // LATENT, width // LATENT)  # takes no memory
     if tile.cut and len(tile.stream) <= FEWEST:
         return nothing, 0
     row = prior_row(coding, file.quality)

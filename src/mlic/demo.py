@@ -59,6 +59,7 @@ def run_demo(
             Pillow cannot write it.
     """
     picture = _rgb(image)
+    original = np.asarray(picture)
     say = progress or (lambda line: None)
     for reason in _missing().values():
         say(f"skipped: {reason}")
@@ -66,7 +67,10 @@ def run_demo(
     rows = []
     for quality in qualities:
         say(f"quality {quality}: mlic, then the other codecs at its file size")
-        rows += [replace(row, pixels=None) for row in _code_all(picture, quality, model)]
+        for row in _code_all(picture, quality, model):
+            similarity = ms_ssim(original, row.pixels) if min(picture.size) >= MS_SSIM_MIN_SIDE else None
+            decibel = None if similarity is None else ms_ssim_db(similarity)
+            rows.append(replace(row, ms_ssim=similarity, ms_ssim_db=decibel, pixels=None))
     return rows
 
 
@@ -171,12 +175,10 @@ def _code_all(picture: Image.Image, quality: int, model: str) -> list[Row]:
 
 
 def _row(codec: str, setting: str, picture: Image.Image, data: bytes, pixels: np.ndarray, *times: float) -> Row:
-    """`times`: before encoding, after it, after decoding."""
-    original, bpp = np.asarray(picture), 8 * len(data) / (picture.width * picture.height)
-    similarity = ms_ssim(original, pixels) if min(picture.size) >= MS_SSIM_MIN_SIDE else None
-    measures = psnr(original, pixels), similarity, None if similarity is None else ms_ssim_db(similarity)
+    """`times`: before encoding, after it, after decoding. Without MS-SSIM, which only `run_demo` shows."""
+    bpp, error = 8 * len(data) / (picture.width * picture.height), psnr(np.asarray(picture), pixels)
     start, encoded, decoded = times
-    return Row(codec, setting, len(data), bpp, *measures, encoded - start, decoded - encoded, pixels)
+    return Row(codec, setting, len(data), bpp, error, None, None, encoded - start, decoded - encoded, pixels)
 
 
 def _code_mlic(picture: Image.Image, quality: int, model: str) -> Row:

@@ -66,31 +66,24 @@ def plan_jobs(
                 target = (source.parent if folder is None else folder / inner) / (source.stem + gives)
             same = groups.setdefault(os.path.normcase(os.path.realpath(target)), {})
             same.setdefault(os.path.realpath(source), Job(source, target, found=base is not None, gives=gives))
-    for same in groups.values():
-        if len(same) > 1:
-            first, second, *_ = (job.source for job in same.values())
-            problem = (
-                f"{first} and {second} would both become {next(iter(same.values())).target}: rename one, or give them apart"
-            )
-            if sum(not job.found for job in same.values()) > 1:
-                raise ValueError(problem)
-            same.update({key: dataclasses.replace(job, problem=problem) for key, job in same.items()})
+    planned = [job for same in groups.values() for job in _without_rivals(list(same.values()))]
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make folder {folder}: {error.strerror}") from None
-    made = [job if job.problem else _looked_at(job, force=force) for same in groups.values() for job in same.values()]
-    if folder is not None and not os.access(folder, os.W_OK) and not all(job.done or job.problem for job in made):
+    planned = [job if job.problem else _looked_at(job, force=force) for job in planned]
+    if folder is not None and not os.access(folder, os.W_OK) and not all(job.done or job.problem for job in planned):
         raise ValueError(f"cannot write into folder {folder}")
-    return jobs + made
+    return jobs + planned
 
 
 def check_target(target: Path, *, force: bool) -> None:
     """Raises OSError where a file cannot or must not be written."""
-    if os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target):
+    there = os.path.exists(target)
+    if there and not (os.path.isfile(target) or os.path.isdir(target)):
         return  # a device or pipe is there to be written to
-    if os.path.exists(target) and not force:
+    if there and not force:
         raise FileExistsError(f"{target} exists; -f overwrites")
     if not os.path.isdir(target.parent):
         raise FileNotFoundError(f"cannot write {target}: no folder {target.parent}")
@@ -140,6 +133,17 @@ def _folder(output: str | None, number: int, *, trees: bool) -> Path | None:
         what = f"{number} inputs need" if number > 1 else "a folder or pattern needs"
         raise ValueError(f"{what} a folder behind -o, not {path}")
     return path
+
+
+def _without_rivals(same: list[Job]) -> list[Job]:
+    """The jobs of one target: the only one, or several with a problem. Raises ValueError where two are of named inputs."""
+    if len(same) == 1:
+        return same
+    first, second, *_ = same
+    problem = f"{first.source} and {second.source} would both become {first.target}: rename one, or give them apart"
+    if sum(not job.found for job in same) > 1:
+        raise ValueError(problem)
+    return [dataclasses.replace(job, problem=problem) for job in same]
 
 
 def _looked_at(job: Job, *, force: bool) -> Job:
