@@ -62,7 +62,7 @@ def small_config(config: ModelConfig) -> ModelConfig:
         phi_h_channels=2 * sum(slices),
         channel_hidden=(16, 16),
         channel_out=config.channel_out and 16,
-        intra=_small_attention(config.intra, width=16, heads=2),
+        intra=config.intra and _small_attention(config.intra, width=16, heads=2),
         inter=config.inter and _small_attention(config.inter, width=32, heads=1),
         parameters_hidden=(24,) * len(config.parameters_hidden),
         lrp_hidden=(16, 16),

@@ -32,7 +32,7 @@ def tiny_model(name: str):
         lrp_hidden=(8, 8),
         z_channels=8,
         width=8,
-        intra=_small_attention(config.intra, width=8, heads=2),
+        intra=config.intra and _small_attention(config.intra, width=8, heads=2),
         inter=config.inter and _small_attention(config.inter, width=8, heads=1),
         **({"coarse_width": 8} if config.transform == "patch" else {}),
     )

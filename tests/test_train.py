@@ -156,7 +156,8 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
     picture = np.zeros((64, 64, 3), np.uint8)
     assert mlic.decode(mlic.encode(picture, model=path), path).size == (64, 64)
     with safe_open(path, "pt") as file:
-        assert "lr=0.003" in file.metadata()["training"]
+        told = file.metadata()["training"]
+    assert "lr=0.003" in told and f"data=('{folder.name}',), out='a'" in told and str(tmp_path.parent) not in told
     assert "--resume goes on with it" in run("a", "--steps", 3, code=2)
     run("a", "--steps", 3, "--resume")
     assert steps("a") == 3 and load_model(path).digest != model.digest
@@ -292,8 +293,10 @@ def test_levels_begin_where_their_lambda_was(small_models):
 @pytest.mark.parametrize("left_out", [("inter",), ("intra",), ("intra", "inter")])
 @torch.no_grad()
 def test_contexts_that_say_nothing_can_be_left_out(small_models, left_out):
-    given, x = copy.deepcopy(small_models["fast"]).eval(), torch.rand(2, 3, 128, 64)
-    level = torch.tensor([0.0, 3.0])
+    torch.manual_seed(0)
+    contexts = {name: getattr(small_models["mlic++"].config, name) for name in ("intra", "inter")}
+    given = build_model(dataclasses.replace(small_models["fast"].config, **contexts)).eval()
+    x, level = torch.rand(2, 3, 128, 64), torch.tensor([0.0, 3.0])
     silent = [nets for nets in given.entropy_model.slices if nets.inter is not None]
     for nets in silent:
         for net in (nets.inter.skip, nets.inter.mlp[-1], nets.intra.reprojection, nets.intra.mlp[-1]):
@@ -317,6 +320,19 @@ def test_steps_of_the_anchors_begin_with_nothing_to_add(small_models):
     (before, a), (after, b) = given(x, level, noisy=False), model(x, level, noisy=False)
     torch.testing.assert_close(after, before)
     torch.testing.assert_close(b.y_bits, a.y_bits)
+    with pytest.raises(ValueError, match="another shape"):
+        begun(given.config, model)
+
+
+@torch.no_grad()
+def test_new_blocks_begin_with_nothing_to_add(small_models):
+    given = small_models["fast"]
+    model = begun(dataclasses.replace(given.config, depth=(3, 2)), given).eval()
+    x, level = torch.rand(2, 3, 128, 64), torch.tensor([0.0, 3.0])
+    (before, a), (after, b) = given(x, level, noisy=False), model(x, level, noisy=False)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(b.y_bits, a.y_bits)
+    assert model.g_s.fine[2].conv1.weight.any(), "but they learn"
     with pytest.raises(ValueError, match="another shape"):
         begun(given.config, model)
 

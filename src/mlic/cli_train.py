@@ -41,7 +41,7 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--compile", "compiled", type=click.Choice(["formulas", "all"]), help="Of the step, by torch.compile.")
 @click.option("--bf16/--no-bf16", default=None, help="Default: where the device has units for bfloat16.")
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
-@click.option("--branches", default=0, show_default=True, type=click.IntRange(0), help="CUDA streams beside the first.")
+@click.option("--branches", default=4, show_default=True, type=click.IntRange(0), help="CUDA streams beside the first.")
 @click.option("--seed", default=0, show_default=True, type=int)
 @device_option
 @threads_option
@@ -69,7 +69,7 @@ def train(data, val, out, device, resume, **settings) -> None:
         config = TrainConfig(data=data, val=val, out=str(out), **settings)
         trained = run(config, device=_device(device))
         if int(os.environ.get("RANK", 0)) == 0:
-            save_weights(target, trained.cpu(), half=True, notes={"training": repr(config)})
+            save_weights(target, trained.cpu(), half=True, notes={"training": config.told()})
             click.echo(f"{target}: weights {trained.digest[:8].hex()}")
     except ValueError as error:
         raise click.UsageError(str(error)) from None

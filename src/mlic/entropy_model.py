@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkerboard import FIRST, Step, pack, unpack
+from .checkerboard import FIRST, SECOND, THIRD, Step, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, ModelConfig
 from .context import AnchorSteps, ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
 
@@ -114,7 +114,7 @@ class MultiReferenceEntropyModel(nn.Module):
     def _walk_anchors(self, i: int, parameters: Tensor, strategy) -> Tensor:
         """The anchors of a slice in steps: their entropy parameters before the first (B, 2C_i, H, W/2) -> values."""
         parameters, values = unpack(parameters, ANCHOR), 0
-        for step in Step:
+        for step in (FIRST, SECOND, THIRD):
             said = pack(parameters, step)
             if step is not FIRST:
                 said = self.settle(said + self.slices[i].steps(step, parameters, values.to(parameters.dtype)))

@@ -59,8 +59,9 @@ def start(model: nn.Module) -> None:
 @torch.no_grad()
 def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     """Copy the weights of a model of the same shape, or of one that lacks the steps of the anchors, whose nets begin with
-    nothing to add, or the last slices: these begin with means of zero and small scales, and nothing but their own nets
-    and the linear branches looks at them at first. Or of one with global contexts that `model` does without.
+    nothing to add, or the last blocks of the transforms, which begin so, too, or the last slices: these begin with means
+    of zero and small scales, and nothing but their own nets and the linear branches looks at them at first. Or of one with
+    global contexts that `model` does without.
 
     Where the lambda range differs, a level begins as the one that had its lambda there; beyond the range, as the line
     through the outermost eighth goes on. Raises ValueError.
@@ -69,6 +70,8 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
     if not given.config.step_hidden:
         free["step_hidden"] = model.config.step_hidden
+    if all(before <= now for before, now in zip(given.config.depth, model.config.depth)):
+        free["depth"] = model.config.depth
     absent = {name for name in ("intra", "inter") if getattr(model.config, name) is None}
     free |= dict.fromkeys(absent)
     if dataclasses.replace(given.config, **free) != model.config or model.config.slices[: len(slices)] != slices:
@@ -81,6 +84,9 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
         if name in ("h_a.0.weight", "g_s.head.weight"):
             own[name].zero_()
         own[name][tuple(slice(size) for size in value.shape)] = value
+    for name, value in own.items():
+        if ".conv2." in name and name not in given.state_dict():
+            value.zero_()  # of a new block, which then adds nothing
     small = -1.5 if model.config.scale_form == "log" else 0.2
     for nets in model.entropy_model.slices[len(slices) :]:
         for net in (nets.parameters_anchor, nets.parameters_non_anchor):

@@ -62,7 +62,7 @@ class Bucket:
         """The (short, long) of the bucket a parameter belongs to."""
         short, long = sorted(parameter.flatten(1).shape)
         steps = (n for power in itertools.count() for n in (384 << 2 * power, 1152 << 2 * power, 2304 << 2 * power))
-        return -(-short // 64) * 64, next(n for n in steps if n >= long)
+        return -(-short // 128) * 128, next(n for n in steps if n >= long)
 
     def views(self, filled: Tensor) -> list[Tensor]:
         """A tensor of the bucket's shape -> each parameter's part of it, in the shape of `channels_last(parameter)`."""

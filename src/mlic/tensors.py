@@ -82,10 +82,10 @@ def encode_batch(
     code = quality_code(network, quality)
     level, coding = level_tensor(network, code), arithmetic(network, exact)
     peak = 255 if x.dtype == torch.uint8 else 65535
-    values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1) / peak
+    values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1).contiguous() / peak
     whole, search = Box(0, 0, height, width), Search(network, effort)
     box = whole.aligned(STRIDE)
-    # one by one: in a batch, floating point may come out otherwise, and with it a symbol
+    # one by one and in one layout: otherwise floating point may come out otherwise, and with it a symbol
     latents = [
         search.latents(one, level, part=box, seen=box, whole=whole) for one in pad_to(network, values, box.size).split(1)
     ]

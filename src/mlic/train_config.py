@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from .config import ModelConfig
 from .model import STRIDE
@@ -42,7 +43,7 @@ class TrainConfig:
     bf16: bool | None = None  # convolutions in bfloat16; None: where the device has units for it
     compiled: str | None = None  # by torch.compile: "formulas", of symbols and their bits, or "all": both passes as one graph
     graph: bool = True  # capture the step as a CUDA graph
-    branches: int = 0  # streams of a CUDA device for what nothing waits for, see branches.py
+    branches: int = 4  # streams of a CUDA device for what nothing waits for, see branches.py; none with several processes
     save_every: float = 300.0  # seconds
     log_every: int = 50  # steps
 
@@ -63,6 +64,12 @@ class TrainConfig:
             raise ValueError(f"metric is mse or ms-ssim, not {self.metric!r}")
         if self.metric == "ms-ssim" and min(self.crop, self.last_crop or self.crop) < 192:
             raise ValueError("MS-SSIM needs crops of 192 pixels or more")
+
+    def told(self) -> str:
+        """All settings, of paths the last names only: weights that are given away say nothing of the machine."""
+        paths = {field: tuple(Path(path).name for path in getattr(self, field)) for field in ("data", "val")}
+        init = self.init and Path(self.init).name
+        return repr(dataclasses.replace(self, **paths, out=Path(self.out).name, init=init))
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:

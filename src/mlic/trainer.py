@@ -71,13 +71,16 @@ class _Forward(nn.Module):
         ]
 
     def forward(self, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
+        halves: dict[str, Tensor] = {}
+        if self.halved:
+            own = [self.model.get_parameter(name) for name in self.halved]
+            halves = dict(zip(self.halved, _Halves.apply(self.branches, *own)))
+        return self.passes(halves, x, level)
+
+    def passes(self, halves: dict[str, Tensor], x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What a compiler gets: the weights' copies are made outside, where two kernels take all of them."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bool(self.halved), cache_enabled=False):
-            if not self.halved or torch.compiler.is_compiling():  # a compiler fuses autocast's copies
-                x_hat, estimate = self.model(x, level)
-            else:
-                own = [self.model.get_parameter(name) for name in self.halved]
-                halves = dict(zip(self.halved, _Halves.apply(self.branches, *own)))
-                x_hat, estimate = torch.func.functional_call(self.model, halves, (x, level))
+            x_hat, estimate = torch.func.functional_call(self.model, halves, (x, level))
             return x_hat, estimate.y_bits + estimate.z_bits
 
 
@@ -118,14 +121,14 @@ class Trainer:
         if config.last_crop:
             self.bank.count(config.last_crop)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.branches = Branches(config.branches if cuda else 0)
+        self.branches = Branches(config.branches if cuda and world == 1 else 0)
         branches = Branches() if config.compiled == "all" else self.branches  # a compiled graph has none of its own
         half = has_bfloat16(self.device) if config.bf16 is None else config.bf16
         self.forward: nn.Module = _Forward(self.model, half=half, branches=branches)
         if branches.streams:
             branch_convolutions(self.model, {name.rpartition(".")[0] for name in self.forward.halved}, branches)
         if config.compiled == "all":
-            self.forward.compile(dynamic=False, fullgraph=True)
+            self.forward.passes = torch.compile(self.forward.passes, dynamic=False, fullgraph=True)
         elif config.compiled:
             gaussian = self.model.gaussian
             for name in ("quantise", "bits_and_slopes"):

@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "f856b695e65fec4a8d7121bb7a6aa87e4564532ebe023e15fe2867eb4bba314a",
+    "fast.safetensors": "c6f8dc0945c097ea662fbe5da15eec30ff8df0a5fddca3e9cc266d0861818c3a",
 }
 
 
