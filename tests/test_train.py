@@ -557,12 +557,15 @@ def test_compiled(folder, tmp_path, config, monkeypatch, what, graphs):
 
     def measures(compiled: str | None) -> dict[str, float]:
         trainer = Trainer(settings(folder, tmp_path, config, bf16=True, compiled=compiled))
+        trainer.prepare()
+        prepared = counters["stats"]["unique_graphs"]
         trainer.step(0.5)
         trainer.step(0.5)
+        assert compiled != "all" or counters["stats"]["unique_graphs"] == prepared > before
         return trainer.read_measures()
 
-    plain, before = measures(None), counters["stats"]["unique_graphs"]
-    compiled = measures(what)
+    before = counters["stats"]["unique_graphs"]
+    plain, compiled = measures(None), measures(what)
     assert counters["stats"]["unique_graphs"] - before in graphs and not counters["graph_break"]
     assert compiled["skipped"] == 0 and compiled.keys() == plain.keys()
     assert all(compiled[name] == pytest.approx(plain[name], rel=0.01) for name in ("loss", "bpp", "mse", "gradient_norm"))

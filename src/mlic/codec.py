@@ -131,6 +131,8 @@ def model_for(file: MlicFile, model: Model | None = None, device: str = "cpu") -
             return network
         have.append(f"{network.config.name!r} {network.digest[:DIGEST_BYTES].hex()}")
     at_hand = f", but the weights at hand are {' and '.join(have)}" if have else ""
+    if have and model is None:
+        at_hand += "; a folder named by MLIC_WEIGHTS may hold others"
     raise WeightsError(f"this file needs {wanted}{at_hand}{reason}")
 
 

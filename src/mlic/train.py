@@ -51,6 +51,7 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
                 torch.manual_seed(config.seed + rank + world * trainer.steps)
         if log:
             log.go_on_from(trainer.steps)
+        trainer.prepare()
         elapsed = _run(config, trainer, state.get("elapsed", 0.0), log, val)
         if val:
             for row in _validate(trainer, val, log, elapsed):

@@ -168,6 +168,17 @@ class Trainer:
             [Muon(groups(True), branches=self.branches)] if matrices else []
         )
 
+    def prepare(self) -> None:
+        """Have both passes compiled for all sizes of crops, which takes minutes, before a run's clock starts. Weights and
+        random numbers stay as they are.
+        """
+        if self.config.compiled != "all":
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for size in dict.fromkeys(crops_at(self.config, progress) for progress in (0.0, 1.0)):
+                self._losses(*size)[0].backward()
+        self.model.zero_grad(set_to_none=True)
+
     def step(self, progress: float) -> None:
         """One optimiser step at a point of the run in 0..1. At most two stay unfinished on a CUDA device."""
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
@@ -210,7 +221,8 @@ class Trainer:
                 self._update(*size)
         self.graph.replay()
 
-    def _update(self, batch: int, crop: int) -> None:
+    def _losses(self, batch: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of new crops: the loss, and bpp and MSE of each."""
         config = self.config
         x = self.bank.crops(batch, crop).contiguous(memory_format=self.layout)
         level, lmbda, weight = None, config.lmbda, 1.0
@@ -225,10 +237,13 @@ class Trainer:
             distortion = 255**2 * mse
         else:
             distortion = 1 - ms_ssim_tensor(x_hat.float(), x, 1.0)
-        loss = (weight * (bpp + lmbda * distortion)).mean()
+        return (weight * (bpp + lmbda * distortion)).mean(), bpp, mse
+
+    def _update(self, batch: int, crop: int) -> None:
+        loss, bpp, mse = self._losses(batch, crop)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
         bad = (~torch.isfinite(norm)).float()
         for optimiser in self.optimisers:
             optimiser.found_inf.copy_(bad)  # it leaves everything as it was where this is 1
