@@ -114,7 +114,7 @@ class MultiReferenceEntropyModel(nn.Module):
     def _walk_anchors(self, i: int, parameters: Tensor, strategy) -> Tensor:
         """The anchors of a slice in steps: their entropy parameters before the first (B, 2C_i, H, W/2) -> values."""
         parameters, values = unpack(parameters, ANCHOR), 0
-        for step in (FIRST, SECOND, THIRD):
+        for step in (FIRST, SECOND, THIRD):  # not `in Step`: torch 2.11 compiles no loop over an Enum
             said = pack(parameters, step)
             if step is not FIRST:
                 said = self.settle(said + self.slices[i].steps(step, parameters, values.to(parameters.dtype)))

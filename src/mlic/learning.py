@@ -79,13 +79,13 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     if given.config.lambda_range != model.config.lambda_range:
         _move_levels(given, model.config)
     _leave_out(given, absent)
-    own = model.state_dict()
-    for name, value in given.state_dict().items():
+    own, had = model.state_dict(), given.state_dict()
+    for name, value in had.items():
         if name in ("h_a.0.weight", "g_s.head.weight"):
             own[name].zero_()
         own[name][tuple(slice(size) for size in value.shape)] = value
     for name, value in own.items():
-        if ".conv2." in name and name not in given.state_dict():
+        if ".conv2." in name and name not in had:
             value.zero_()  # of a new block, which then adds nothing
     small = -1.5 if model.config.scale_form == "log" else 0.2
     for nets in model.entropy_model.slices[len(slices) :]:

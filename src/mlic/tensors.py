@@ -85,7 +85,7 @@ def encode_batch(
     values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1).contiguous() / peak
     whole, search = Box(0, 0, height, width), Search(network, effort)
     box = whole.aligned(STRIDE)
-    # one by one and in one layout: otherwise floating point may come out otherwise, and with it a symbol
+    # one by one and in one layout: floating point may differ in others, and with it a symbol
     latents = [
         search.latents(one, level, part=box, seen=box, whole=whole) for one in pad_to(network, values, box.size).split(1)
     ]
