@@ -1,7 +1,8 @@
 """Which settings learn most in equal time: short runs on the same pictures, measured on pictures of their own.
 
     python benchmarks/compare_training.py --data PHOTOS --val OTHERS --seconds 150 --device cuda
-    python benchmarks/compare_training.py --data PHOTOS --val OTHERS --seconds 150 --set ablation --threads 1
+    python benchmarks/compare_training.py --data PHOTOS --val OTHERS --steps 4000 --set ablation --transforms fast \
+        --crop 256 --optimiser adam
 
 Prints a table: steps, the loss on the validation pictures (mean over seven levels), the BD-rate against the first
 variant, negative where fewer bits do. Time is the device's; on a CPU, the process's own computing, so that other work on
@@ -15,10 +16,12 @@ import dataclasses
 import json
 import time
 import unittest.mock
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
+from torch import nn
 
 from mlic import learning, transforms
 from mlic.bdrate import compare_curves
@@ -29,6 +32,7 @@ from mlic.strategies import Estimate
 from mlic.train_config import TrainConfig
 from mlic.trainer import Trainer
 from mlic.validation import validate, validation_levels
+from mlic.weights import load_model
 
 PIXEL_SCALE, FIRST_STEPS = transforms.PIXEL_SCALE, 5
 LEARNING = {"PARTS": learning.PARTS}
@@ -65,7 +69,7 @@ SETS = {
         "as it is": {},
         "the same, seed 1": {"seed": 1},
         "prior and gains as the rest": {"PARTS": (("", 1.0),)},
-        "torch's own start": {"start": False},
+        "torch's own start": {"start": lambda model: None},
         "rate of noise alone": {"estimate": NoiseAlone},
         "anchors all at once": {"model": dataclasses.replace(FAST, step_hidden=0)},
         "relu": {"model": dataclasses.replace(FAST, activation="relu")},
@@ -88,6 +92,21 @@ SETS = {
     },
     "ablation": ablation,
 }
+
+
+def trained_transforms(weights: str) -> Callable[[nn.Module], None]:
+    """A start with g_a and g_s as the weights have them, which stay so, and hyper transforms, gains and prior as well, which
+    learn on: what differs is the entropy model, which begins anew.
+    """
+    given = {name: value for name, value in load_model(weights).state_dict().items() if not name.startswith("entropy_model.")}
+
+    def start(model: nn.Module) -> None:
+        learning.start(model)
+        model.load_state_dict(model.state_dict() | given)
+        for net in (model.g_a, model.g_s):
+            net.requires_grad_(False)
+
+    return start
 
 
 def start_of_linear(trainer: Trainer, random: bool | None) -> None:
@@ -118,13 +137,13 @@ def run(
     seconds: float | None,
     device: str,
     random_linear: bool | None = False,
-    own_start: bool = True,
+    start: Callable[[nn.Module], None] = learning.start,
     **rates,
 ) -> tuple[Trainer, float]:
     """For so many seconds, or config.steps steps. Returns the trainer and the seconds a step took."""
     for name, value in (LEARNING | rates).items():
         setattr(learning, name, value)
-    with unittest.mock.patch("mlic.trainer.start", learning.start if own_start else lambda model: None):
+    with unittest.mock.patch("mlic.trainer.start", start):
         trainer = Trainer(config, device=device, bank=bank)
     start_of_linear(trainer, random_linear)
 
@@ -150,13 +169,15 @@ def run(
 @click.option("--only", multiple=True, help="Variants by name; the first is what the others are compared with.")
 @click.option("--seconds", type=float, help="Length of each variant's run in seconds, or ...")
 @click.option("--steps", type=int, help="... in steps of the usual batch.")
+@click.option("--transforms", help="Take all but the entropy model from these weights; g_a and g_s then stay as they are.")
+@click.option("--optimiser", default="muon", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--batch", default=4, show_default=True)
 @click.option("--crop", default=128, show_default=True)
 @click.option("--val-size", default=256, show_default=True, help="Validation pictures' middle, pixels a side.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--threads", type=int)
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Append a line for each variant.")
-def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, threads, out) -> None:
+def main(data, val, which, only, seconds, steps, transforms, optimiser, batch, crop, val_size, device, threads, out) -> None:
     if (seconds is None) == (steps is None):
         raise click.UsageError("give either --seconds or --steps")
     variants = SETS[which]()
@@ -172,11 +193,11 @@ def main(data, val, which, only, seconds, steps, batch, crop, val_size, device, 
     for name in only or variants:
         changes = dict(variants[name])
         beside = {key: changes.pop(key) for key in ("random_linear", *LEARNING) if key in changes}
-        beside["own_start"] = changes.pop("start", True)
+        beside["start"] = changes.pop("start", trained_transforms(transforms) if transforms else learning.start)
         estimate = changes.pop("estimate", Estimate)
         times, last_crop = changes.pop("batch", 1), changes.pop("last_crop", None)
         config = TrainConfig(
-            **{"model": "fast", "data": data, "out": "", "crop": crop, "threads": threads}
+            **{"model": "fast", "data": data, "out": "", "crop": crop, "optimiser": optimiser, "threads": threads}
             | {"steps": max(1, round((steps or 1) / times)), "batch": max(1, round(batch * times))}
             | ({"last_crop": round(crop * last_crop)} if last_crop else {})
             | changes

@@ -1,4 +1,4 @@
-"""The coded stream, against a second coder written from docs/format.md with Python's integers."""
+"""The coded stream, by constriction and by rans.py, against another coder written from docs/format.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlic import codec, decoding
+from mlic import codec, coder, decoding, rans
 from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.config import FAST, AttentionConfig
 from mlic.container import MlicFile
@@ -18,6 +18,16 @@ from mlic.model import build_model
 from mlic.strategies import Read, Write
 from mlic.tables import CodingTables, TableSet, gaussian_tables, integer_frequencies
 from mlic.weights import seal
+
+
+@pytest.fixture(params=["constriction", "rans"], autouse=True)
+def library(request, monkeypatch):
+    """All tests of this file run with either."""
+    if request.param == "rans":
+        monkeypatch.setattr(coder, "AnsCoder", rans.AnsCoder)
+        monkeypatch.setattr(coder, "row_model", rans.Row)
+    else:
+        pytest.importorskip("constriction")
 
 
 class SlowTables:

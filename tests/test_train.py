@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,43 @@ def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
     assert list(read_log(tmp_path / "broken" / "log.csv")["step"]) == [4, 6, 8, 10, 12]
 
 
+def test_one_process_takes_over_from_another(folder, tmp_path, config):
+    """The first would never end; nobody else may join it; the second finds all its steps."""
+    command = [sys.executable, "-c", SCRIPT, config.to_json(), str(folder), str(tmp_path), str(10**6)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match="another process"):
+            train(settings(folder, tmp_path, config))
+        assert first.poll() is None and not (tmp_path / "stop").exists()
+        assert train(settings(folder, tmp_path, config, steps=1), take_over=True) is not None
+        assert "no attribute 'state_dict'" in first.communicate(timeout=60)[1]  # stopped: `train` gave None
+    finally:
+        first.kill()
+    steps = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"]
+    assert steps > 1 and steps % 50 == 0 and list(read_log(tmp_path / "log.csv")["step"])[-1] == steps
+    assert not (tmp_path / "stop").exists()
+    train(settings(folder, tmp_path, config, steps=steps + 2))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == steps + 2
+
+
+def test_a_run_is_stopped_by_a_file(folder, tmp_path, config, monkeypatch):
+    (tmp_path / "stop").touch()  # left over: it means no run that begins later
+    stepped = Trainer.step
+
+    def step(trainer, progress):
+        stepped(trainer, progress)
+        if trainer.steps == 3:
+            (tmp_path / "stop").touch()
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(settings(folder, tmp_path, config)) is None  # seen where the log has a line, at each second step
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == 4
+    assert train(settings(folder, tmp_path, config)) is not None
+
+
 def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch):
     monkeypatch.setitem(CONFIGS, "fast", config)
 
@@ -164,6 +202,7 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
     run("b", "--steps", 1, "--lr", 1e-9, "--init", path)
     begun = load_model(tmp_path / "b" / "fast.safetensors").g_a.head.weight
     assert torch.allclose(begun, load_model(path).g_a.head.weight, atol=1e-3)
+    assert "weights" in run("c", "--steps", 1, "--take-over")  # nobody to take over from
     assert "finite" in run("c", "--minutes", "inf", code=2)
 
 

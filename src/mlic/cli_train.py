@@ -25,6 +25,7 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--steps", type=click.IntRange(1), help="Length of the run in steps, or ...")
 @click.option("--minutes", type=POSITIVE, help="... in minutes. The schedule fits itself to it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT, also into a longer one.")
+@click.option("--take-over", is_flag=True, help="Compile first, then stop the process that runs in OUT and go on with it.")
 @click.option("--init", metavar="NAME|FILE", help="Begin from these weights instead of fresh ones.")
 @click.option("--lmbda", type=POSITIVE, help="Rate-distortion trade-off of a single-rate model.")
 @click.option("--metric", default="mse", show_default=True, type=click.Choice(["mse", "ms-ssim"]))
@@ -45,7 +46,7 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--seed", default=0, show_default=True, type=int)
 @device_option
 @threads_option
-def train(data, val, out, device, resume, **settings) -> None:
+def train(data, val, out, device, resume, take_over, **settings) -> None:
     """Train a model and write its weights to OUT/MODEL.safetensors.
 
     \b
@@ -60,15 +61,17 @@ def train(data, val, out, device, resume, **settings) -> None:
     from .train_config import TrainConfig
     from .weights import save_weights
 
-    if (out / CHECKPOINT).exists() and not resume:
+    if (out / CHECKPOINT).exists() and not (resume or take_over):
         raise click.UsageError(f"there is a run in {out}: --resume goes on with it, another --out begins anew")
     if resume and not (out / CHECKPOINT).exists():
         raise click.UsageError(f"there is no run in {out} to go on with")
     target = out / f"{settings['model']}.safetensors"
     try:
         config = TrainConfig(data=data, val=val, out=str(out), **settings)
-        trained = run(config, device=_device(device))
-        if int(os.environ.get("RANK", 0)) == 0:
+        trained = run(config, device=_device(device), take_over=take_over)
+        if trained is None:
+            click.echo(f"{out}: stopped; --resume goes on", err=True)
+        elif int(os.environ.get("RANK", 0)) == 0:
             save_weights(target, trained.cpu(), half=True, notes={"training": config.told()})
             click.echo(f"{target}: weights {trained.digest[:8].hex()}")
     except ValueError as error:

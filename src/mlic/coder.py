@@ -1,4 +1,4 @@
-"""Symbols to bytes and back: rANS with 24-bit integer tables, through the `constriction` library.
+"""Symbols to bytes and back: rANS with 24-bit integer tables, by the `constriction` library, or by `rans.py` without it.
 
 The arithmetic is fixed by docs/format.md and does not depend on the library: a state of 64 bits, words of 32 bits.
 constriction turns n weights into frequencies as 1 + floor(weight * (2^24 - n) / sum of weights); handing it our
@@ -8,26 +8,34 @@ frequencies less one makes that ratio exactly one, so the coder uses our integer
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
-import constriction
 import numpy as np
 
+from . import rans
 from .errors import DamagedFile, WeightsError
 from .tables import CodingTables, TableSet
 
-AnsCoder = constriction.stream.stack.AnsCoder
-Categorical = constriction.stream.model.Categorical
+try:
+    import constriction
+except ImportError:  # it has no wheels for ARM but those of macOS
+    AnsCoder, row_model = rans.AnsCoder, rans.Row
+else:
+    AnsCoder = constriction.stream.stack.AnsCoder
+
+    def row_model(frequencies: np.ndarray) -> constriction.stream.model.Categorical:
+        return constriction.stream.model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
 
 
 class _Models(dict):
-    """constriction models of a TableSet's rows, made when first used."""
+    """The coder's models of a TableSet's rows, made when first used."""
 
     def __init__(self, tables: TableSet) -> None:
         super().__init__()
         self.tables = tables
 
-    def __missing__(self, row: int) -> Categorical:
-        self[row] = Categorical((self.tables.row(row) - 1).astype(np.float64), perfect=False)
+    def __missing__(self, row: int) -> Any:
+        self[row] = row_model(self.tables.row(row))
         return self[row]
 
 

@@ -247,16 +247,22 @@ def pixels_digest(pixels: np.ndarray) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions and machine class; nothing that names a machine or a person."""
-    packages = ("torch", "numpy", "pillow", "constriction")
     return {
         "mlic": __version__,
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
+        **{package: _version(package) for package in ("torch", "numpy", "pillow", "constriction")},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # not every machine can have constriction
+        return None
 
 
 def _processor() -> str:

@@ -22,37 +22,55 @@ from .train_log import RunLog
 from .trainer import Trainer
 from .validation import panel, symbol_counts, validate, validation_levels
 
-CHECKPOINT = "checkpoint.pt"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CHECKPOINT, STOP = "checkpoint.pt", "stop"
 
 
-def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
+def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) -> CompressionModel | None:
     """Run, writing `checkpoint.pt` (to go on from) and the logs of train_log.py into `config.out`. Returns the averaged
-    model, with the counts for its coding tables.
+    model, with the counts for its coding tables; None where a file `stop` in `config.out` ended the run.
 
-    A checkpoint in `config.out` is continued, also into a longer run. Raises ValueError on settings that do not fit, and for a
-    file that is no checkpoint.
+    A checkpoint in `config.out` is continued, also into a longer run. With `take_over`, another process may be at work on
+    it: it goes on while this one reads the pictures and compiles, and is then stopped. Raises ValueError on settings that do
+    not fit, for a file that is no checkpoint, and when another process works in `config.out`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and config.steps is None:
         raise ValueError("several processes must end together: give steps, not minutes")
+    if take_over and (world > 1 or fcntl is None):
+        raise ValueError("several processes, and Windows, cannot take over a run")
     if world > 1 and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    with _process_group(world, device):
-        out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
-        state = _read_checkpoint(out / CHECKPOINT)
-        log = RunLog(out, tensorboard=config.tensorboard, step=state.get("steps", 0)) if rank == 0 else None
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _process_group(world, device), contextlib.ExitStack() as held:
+        if rank == 0 and not take_over:
+            held.enter_context(_alone(out, wait=False))
+        state = {} if take_over else _read_checkpoint(out / CHECKPOINT)
         val = PictureBank(config.val, smallest=STRIDE, device=device) if config.val and rank == 0 else None
         trainer = Trainer(config, device=device, rank=rank, world=world)
+        trainer.prepare()
+        if take_over:
+            (out / STOP).touch()
+            held.enter_context(_alone(out, wait=True))
+            state = _read_checkpoint(out / CHECKPOINT)
+        if rank == 0:
+            (out / STOP).unlink(missing_ok=True)
+        log = RunLog(out, tensorboard=config.tensorboard, step=state.get("steps", 0)) if rank == 0 else None
         if state:
             trainer.load(state)
             if rank > 0:  # what was saved is the first process's
                 torch.manual_seed(config.seed + rank + world * trainer.steps)
         if log:
             log.go_on_from(trainer.steps)
-        trainer.prepare()
-        elapsed = _run(config, trainer, state.get("elapsed", 0.0), log, val)
+        elapsed, finished = _run(config, trainer, state.get("elapsed", 0.0), log, val)
+        if not finished:
+            return None
         if val:
             for row in _validate(trainer, val, log, elapsed):
                 print(f"level {row['level']:5.1f}  {row['bpp']:.4f} bpp  {row['psnr']:.2f} dB", file=sys.stderr)
@@ -62,10 +80,13 @@ def train(config: TrainConfig, *, device: str = "cpu") -> CompressionModel:
     return trainer.average
 
 
-def _run(config: TrainConfig, trainer: Trainer, elapsed: float, log: RunLog | None, val: PictureBank | None) -> float:
-    """Go on to the end, from `elapsed` seconds on. Returns the seconds at the end. In all processes but the first, which
-    alone writes, `log` and `val` are None.
+def _run(
+    config: TrainConfig, trainer: Trainer, elapsed: float, log: RunLog | None, val: PictureBank | None
+) -> tuple[float, bool]:
+    """Go on to the end, from `elapsed` seconds on, or until told to stop. Returns the seconds then, and whether it is the end.
+    In all processes but the first, which alone writes, `log` and `val` are None.
     """
+    stop = Path(config.out, STOP)
     total, unit = (config.steps, "step") if config.steps else (config.minutes * 60, "s")
 
     def done() -> float:
@@ -92,6 +113,8 @@ def _run(config: TrainConfig, trainer: Trainer, elapsed: float, log: RunLog | No
             shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
             shown |= {"skipped": f"{seen['skipped']:g}"} if seen["skipped"] else {}
             bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
+            if trainer.world == 1 and stop.exists():
+                break
         if log and time.monotonic() - saved >= config.save_every:
             _save(trainer, elapsed)
             saved = time.monotonic()
@@ -101,7 +124,7 @@ def _run(config: TrainConfig, trainer: Trainer, elapsed: float, log: RunLog | No
     if log:
         _save(trainer, elapsed)
     bar.close()
-    return elapsed
+    return elapsed, done() / total >= 1
 
 
 def _validate(trainer: Trainer, bank: PictureBank, log: RunLog, elapsed: float) -> list[dict]:
@@ -137,6 +160,28 @@ def _read_checkpoint(path: Path) -> dict:
     except Exception:  # torch's reader raises nearly everything on other files
         raise ValueError(f"{path} is damaged, or no checkpoint") from None
     return state
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, *, wait: bool):
+    """Be the only process at work on the run in a folder. Raises ValueError where there is another, or waits for its end.
+    Nothing is left in the folder; the lock ends with the process, however it does.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ValueError(f"another process works on the run in {folder}") from None
+        except OSError:  # not every file system has locks
+            if wait:
+                raise
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

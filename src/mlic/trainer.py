@@ -67,6 +67,7 @@ class _Forward(nn.Module):
             f"{name}.{kind}"
             for name, module in model.named_modules()
             if half and isinstance(module, (nn.Conv2d, nn.Linear)) and name not in LINEAR  # which lose too much in bfloat16
+            if module.weight.requires_grad
             for kind in ("weight", "bias")
         ]
 
@@ -152,7 +153,7 @@ class Trainer:
         def groups(of_muon: bool) -> list[dict]:
             by_rate: dict[float, list[nn.Parameter]] = {}
             for name, p in self.model.named_parameters():
-                if (id(p) in matrices) == of_muon:
+                if p.requires_grad and (id(p) in matrices) == of_muon:
                     by_rate.setdefault(relative_rate(name, p, matrix=of_muon), []).append(p)
             made = []
             for relative, parameters in by_rate.items():
