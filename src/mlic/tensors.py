@@ -137,7 +137,9 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
         check_plausible(network, file, file.tiles[0], Box(0, 0, first.height, first.width).aligned(STRIDE))
         tile, row = file.tiles[0], prior_row(network, file.quality)
         sources.append(SymbolDecoder(network.tables, tile.stream, tile.escapes, tile.checksum, row))
-    levels = [level_tensor(network, file.quality) for file in parsed]
+    qualities = {file.quality for file in parsed}
+    # one level for files of one quality, as when they were encoded: a product of several rows may differ in its last bits
+    levels = [level_tensor(network, file.quality) for file in (parsed if len(qualities) > 1 else parsed[:1])]
     level = torch.cat(levels) if network.config.variable_rate else None
     z_size = (-(-first.height // STRIDE), -(-first.width // STRIDE))
     y_hat = arithmetic(network, first.arithmetic == EXACT).code(Read(z_size, network.gaussian, sources), level)
