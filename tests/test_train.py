@@ -154,8 +154,7 @@ def test_one_process_takes_over_from_another(folder, tmp_path, config):
     finally:
         first.kill()
     steps = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"]
-    assert steps > 1 and steps % 50 == 0 and list(read_log(tmp_path / "log.csv")["step"])[-1] == steps
-    assert not (tmp_path / "stop").exists()
+    assert steps > 1 and not (tmp_path / "stop").exists()
     train(settings(folder, tmp_path, config, steps=steps + 2))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == steps + 2
 
@@ -170,9 +169,10 @@ def test_a_run_is_stopped_by_a_file(folder, tmp_path, config, monkeypatch):
             (tmp_path / "stop").touch()
 
     monkeypatch.setattr(Trainer, "step", step)
-    assert train(settings(folder, tmp_path, config)) is None  # seen where the log has a line, at each second step
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == 4
+    assert train(settings(folder, tmp_path, config)) is None
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == 3
     assert train(settings(folder, tmp_path, config)) is not None
+    assert list(read_log(tmp_path / "log.csv")["step"]) == [2, 4, 6]
 
 
 def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch):

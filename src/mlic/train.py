@@ -113,8 +113,8 @@ def _run(
             shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
             shown |= {"skipped": f"{seen['skipped']:g}"} if seen["skipped"] else {}
             bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
-            if trainer.world == 1 and stop.exists():
-                break
+        if trainer.world == 1 and stop.exists():
+            break
         if log and time.monotonic() - saved >= config.save_every:
             _save(trainer, elapsed)
             saved = time.monotonic()
