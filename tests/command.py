@@ -5,7 +5,6 @@ All runs use the small `fast` of conftest.py, through MLIC_WEIGHTS.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-import mlic
 from mlic import weights
 from mlic.cli import main
 from mlic.model import build_model
@@ -91,16 +89,13 @@ def misused(*args) -> str:
     return error
 
 
-def command_line(*args) -> dict:
-    """What subprocess.run and Popen need for `python -m mlic`."""
-    source = str(Path(mlic.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    return {"args": [sys.executable, "-m", "mlic", *map(str, args)], "env": environment}
+def command_line(*args) -> list[str]:
+    return [sys.executable, "-m", "mlic", *map(str, args)]
 
 
 def subprocess_run(*args, input: bytes | None = None, code: int = 0) -> tuple[bytes, str]:
     """`python -m mlic` in a process of its own -> stdout and stderr."""
-    process = subprocess.run(**command_line(*args), input=input or b"", capture_output=True, timeout=120)
+    process = subprocess.run(command_line(*args), input=input or b"", capture_output=True, timeout=120)
     assert process.returncode == code, process.stderr.decode()
     return process.stdout, process.stderr.decode()
 

@@ -22,6 +22,8 @@ from mlic.weights import seal
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+# for the processes that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(mlic.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 SAMPLE = Path(mlic.__file__).parent / "samples" / "kodim23.png"
 
 

@@ -133,9 +133,8 @@ def test_threads_soon_sleep_while_they_wait(asked, spins):
 
 def test_help_and_version_do_not_wait_for_torch():
     program = "import sys, mlic.cli\ntry: mlic.cli.main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-    source = {**os.environ, "PYTHONPATH": str(Path(mlic.__file__).parents[1])}
     for args in (["--version"], ["encode", "--help"]):
-        out = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, env=source)
+        out = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True)
         assert out.returncode == 0 and out.stderr == ""
         assert mlic.__version__ in out.stdout or "--quality" in out.stdout
 
@@ -613,9 +612,8 @@ def test_demo_failures(image, output):
 def test_binary_data_does_not_go_to_a_terminal():
     terminal, device = os.openpty()
     try:
-        command = [sys.executable, "-m", "mlic", "encode", "a.png", "-o", "-"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(mlic.__file__).parents[1])}
-        process = subprocess.run(command, stdout=device, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+        command = command_line("encode", "a.png", "-o", "-")
+        process = subprocess.run(command, stdout=device, stderr=subprocess.PIPE, text=True, timeout=120)
     finally:
         os.close(terminal), os.close(device)
     assert process.returncode == 2

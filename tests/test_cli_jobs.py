@@ -191,9 +191,14 @@ def test_ctrl_c_stops_a_job_of_many(photo, jobs):
         Image.fromarray(photo).save(f"many/{i}.png")
     os.mkdir("coded")
     command = command_line("encode", "many", "-o", "coded", "-j", jobs)
-    # what runs in the background of a script is born without ears for SIGINT
-    command["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what runs in the background of a script is born without ears for SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     said, seconds = interrupt(process, Path("coded"))
     assert process.returncode == 130 and "Traceback" not in said and seconds < 20
     done, _, failed = map(int, SUMMARY.fullmatch(said.splitlines()[-2]).groups())
@@ -306,14 +311,14 @@ def test_a_truncated_file(large):
 
 def in_terminal(*args, **environment) -> str:
     """What a command says to a terminal."""
-    command = command_line(*args)
-    command["env"] = {**command["env"], "TERM": "xterm", **environment}
     import fcntl
     import termios
 
     terminal, device = os.openpty()
     fcntl.ioctl(device, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    process = subprocess.Popen(**command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=device)
+    settings = {**os.environ, "TERM": "xterm", **environment}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": device}
+    process = subprocess.Popen(command_line(*args), env=settings, **streams)
     os.close(device)
     said = b""
     try:
@@ -346,10 +351,9 @@ def test_completion_prints_a_script(shell):
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_bash_completes_commands_and_options():
     Path("script").write_text(succeed("completion", "bash").stdout)
-    command = command_line()
-    Path("mlic").write_text(f"#!{command['args'][0]}\nfrom mlic.cli import main\nmain(prog_name='mlic')\n")
+    Path("mlic").write_text(f"#!{sys.executable}\nfrom mlic.cli import main\nmain(prog_name='mlic')\n")
     os.chmod("mlic", 0o700)
-    environment = {**command["env"], "PATH": f"{os.getcwd()}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{os.getcwd()}{os.pathsep}{os.environ['PATH']}"}
 
     def complete(words: str) -> str:
         program = f". ./script 2>/dev/null; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
