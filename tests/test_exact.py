@@ -392,6 +392,33 @@ def test_weights_too_large_for_exact_sums(small_models, photo):
         make_exact(net)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.SiLU(),
+        nn.ConvTranspose2d(8, 8, 2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        nn.Conv2d(8, 16, 3, padding=1, groups=8),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, (1, 3), padding=(0, 1)),
+        nn.Conv2d(8, 8, 3, padding="same"),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 8, 1, bias=False),
+    ],
+    ids=repr,
+)
+def test_layers_without_an_exact_form_are_refused(layer):
+    """A new part must not become inexact, or something else, without a word."""
+    with pytest.raises(ValueError, match="has no exact form"):
+        make_exact(nn.Sequential(nn.Conv2d(8, 8, 1), layer))
+
+
+def test_a_single_channel_is_no_depthwise_convolution():
+    layer, x = nn.Conv2d(1, 1, 3, padding=1), to_grid(torch.rand(1, 1, 6, 7, dtype=torch.float64))
+    assert (make_exact(layer)(x) - layer.double()(x)).abs().max() < 2.0**-10
+
+
 @pytest.mark.parametrize("name", [*CONFIGS, "fast-packaged"])
 def test_golden_files(name):
     """Files written once (tests/make_golden.py), decoded by whatever runs this: symbols and latent, bit for bit."""

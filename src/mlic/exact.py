@@ -221,11 +221,19 @@ def winograd_weight(weight: Tensor) -> Tensor:
 
 
 def exact_conv(module: nn.Conv2d) -> nn.Module:
-    """The fastest form that is exact for these weights; all give the same numbers."""
+    """The fastest form that is exact for these weights; all give the same numbers. Raises ValueError for convolutions of
+    other kinds than the models have.
+    """
+    plain = module.kernel_size == (3, 3) and module.stride == module.padding == (1, 1)
+    square = all(len({*sides}) == 1 for sides in (module.kernel_size, module.stride, module.padding))
+    depthwise = plain and module.groups == module.in_channels == module.out_channels
+    usual = module.dilation == (1, 1) and module.padding_mode == "zeros" and module.bias is not None
+    if not (square and usual and (module.groups == 1 or depthwise)):
+        raise ValueError(f"{module} has no exact form: take a square one with bias and zeros around, or a depthwise 3x3")
     weight, bias = _weights(module)
-    if module.groups > 1:
+    if depthwise and module.groups > 1:
         return ExactDepthwise(weight, bias)
-    if module.kernel_size == (3, 3) and module.stride == module.padding == (1, 1):
+    if plain:
         turned = winograd_weight(weight)
         if _largest_sum(turned.transpose(0, 1), bias, 4 * LARGEST) < HEADROOM / 4:
             return ExactWinograd(turned, bias)
@@ -353,16 +361,21 @@ REPLACEMENTS = {
     LinearAttention: ExactLinearAttention,
     WindowAttention: ExactWindowAttention,
 }
+EXACT_AS_THEY_ARE = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity)  # they only move values
 
 
 def make_exact(module: nn.Module) -> nn.Module:
-    """A copy of a net whose every inexact part is replaced; it takes and gives grid activations in float64.
+    """A copy of a net whose every inexact part is replaced; it takes and gives grid activations in float64. What a module
+    that is made of others does between them must be exact in itself: sums, concatenations, moving values.
 
-    Raises ValueError when its weights are too large for exact sums.
+    Raises ValueError when its weights are too large for exact sums, and for layers that have no exact form here.
     """
     kind = type(module)
     if kind in REPLACEMENTS:
         return REPLACEMENTS[kind](module)
+    if not module._modules and kind not in (*EXACT_AS_THEY_ARE, nn.Sequential, nn.ModuleList):
+        known = ", ".join(sorted(layer.__name__ for layer in REPLACEMENTS))
+        raise ValueError(f"{kind.__name__} has no exact form: use {known}, give it one in exact.py, or take exact=False")
     clone = copy.copy(module)
     clone._modules = {name: None if child is None else make_exact(child) for name, child in module._modules.items()}
     clone._parameters = {
