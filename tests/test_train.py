@@ -158,17 +158,19 @@ def test_one_process_takes_over_from_another(folder, tmp_path, config):
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == steps + 2
 
 
-def test_a_run_is_stopped_by_a_file(folder, tmp_path, config, monkeypatch):
+@pytest.mark.parametrize("way", ["file", signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_can_go_on(folder, tmp_path, config, monkeypatch, way):
     (tmp_path / "stop").touch()  # left over: it means no run that begins later
-    stepped = Trainer.step
+    stepped, usual = Trainer.step, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def step(trainer, progress):
         stepped(trainer, progress)
         if trainer.steps == 3:
-            (tmp_path / "stop").touch()
+            (tmp_path / "stop").touch() if way == "file" else signal.raise_signal(way)
 
     monkeypatch.setattr(Trainer, "step", step)
     assert train(settings(folder, tmp_path, config)) is None
+    assert usual == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == 3
     assert train(settings(folder, tmp_path, config)) is not None
     assert list(read_log(tmp_path / "log.csv")["step"]) == [2, 4, 6]
@@ -202,6 +204,9 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
     begun = load_model(tmp_path / "b" / "fast.safetensors").g_a.head.weight
     assert torch.allclose(begun, load_model(path).g_a.head.weight, atol=1e-3)
     assert "weights" in run("c", "--steps", 1, "--take-over")  # nobody to take over from
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda trainer, progress: (tmp_path / "d" / "stop").touch())
+        assert "--resume goes on" in run("d", "--steps", 5, code=130) and not (tmp_path / "d" / "fast.safetensors").exists()
     assert "finite" in run("c", "--minutes", "inf", code=2)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from .cli import _device, _fail, device_option, main, threads_option
+from .cli import INTERRUPTED, _device, _fail, device_option, main, threads_option
 from .errors import MlicError
 
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -71,7 +71,8 @@ def train(data, val, out, device, resume, take_over, **settings) -> None:
         trained = run(config, device=_device(device), take_over=take_over)
         if trained is None:
             click.echo(f"{out}: stopped; --resume goes on", err=True)
-        elif int(os.environ.get("RANK", 0)) == 0:
+            sys.exit(INTERRUPTED)
+        if int(os.environ.get("RANK", 0)) == 0:
             save_weights(target, trained.cpu(), half=True, notes={"training": config.told()})
             click.echo(f"{target}: weights {trained.digest[:8].hex()}")
     except ValueError as error:

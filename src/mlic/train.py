@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -32,7 +36,8 @@ CHECKPOINT, STOP = "checkpoint.pt", "stop"
 
 def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) -> CompressionModel | None:
     """Run, writing `checkpoint.pt` (to go on from) and the logs of train_log.py into `config.out`. Returns the averaged
-    model, with the counts for its coding tables; None where a file `stop` in `config.out` ended the run.
+    model, with the counts for its coding tables; None where Ctrl-C, SIGTERM or a file `stop` in `config.out` ended the run,
+    which it does after the step at work.
 
     A checkpoint in `config.out` is continued, also into a longer run. With `take_over`, another process may be at work on
     it: it goes on while this one reads the pictures and compiles, and is then stopped. Raises ValueError on settings that do
@@ -68,7 +73,8 @@ def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) 
                 torch.manual_seed(config.seed + rank + world * trainer.steps)
         if log:
             log.go_on_from(trainer.steps)
-        elapsed, finished = _run(config, trainer, state.get("elapsed", 0.0), log, val)
+        told = held.enter_context(_told_to_stop(out)) if world == 1 else lambda: False
+        elapsed, finished = _run(config, trainer, state.get("elapsed", 0.0), log, val, told)
         if not finished:
             return None
         if val:
@@ -81,12 +87,16 @@ def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) 
 
 
 def _run(
-    config: TrainConfig, trainer: Trainer, elapsed: float, log: RunLog | None, val: PictureBank | None
+    config: TrainConfig,
+    trainer: Trainer,
+    elapsed: float,
+    log: RunLog | None,
+    val: PictureBank | None,
+    told_to_stop: Callable[[], bool],
 ) -> tuple[float, bool]:
     """Go on to the end, from `elapsed` seconds on, or until told to stop. Returns the seconds then, and whether it is the end.
     In all processes but the first, which alone writes, `log` and `val` are None.
     """
-    stop = Path(config.out, STOP)
     total, unit = (config.steps, "step") if config.steps else (config.minutes * 60, "s")
 
     def done() -> float:
@@ -96,7 +106,7 @@ def _run(
     validated = logged = saved
     steps_logged = trainer.steps
     bar = tqdm(total=int(total), initial=int(done()), unit=unit, disable=None if log else True)
-    while done() / total < 1:
+    while done() / total < 1 and not told_to_stop():
         progress = done() / total
         trainer.step(progress)
         elapsed = time.monotonic() - started
@@ -113,8 +123,6 @@ def _run(
             shown = {"loss": f"{seen['loss']:.3f}", "bpp": f"{seen['bpp']:.3f}", "px_s": f"{speed:.3g}"}
             shown |= {"skipped": f"{seen['skipped']:g}"} if seen["skipped"] else {}
             bar.set_postfix(shown, psnr=f"{-10 * math.log10(max(seen['mse'], 1e-10)):.2f}")
-        if trainer.world == 1 and stop.exists():
-            break
         if log and time.monotonic() - saved >= config.save_every:
             _save(trainer, elapsed)
             saved = time.monotonic()
@@ -160,6 +168,28 @@ def _read_checkpoint(path: Path) -> dict:
     except Exception:  # torch's reader raises nearly everything on other files
         raise ValueError(f"{path} is damaged, or no checkpoint") from None
     return state
+
+
+@contextlib.contextmanager
+def _told_to_stop(folder: Path):
+    """A function that says whether a run is to stop: by the file, or by a first Ctrl-C or SIGTERM; a second acts as ever."""
+    asked: list[int] = []
+    usual: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        as_usual()
+
+    def as_usual() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        usual.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield lambda: bool(asked) or (folder / STOP).exists()
+    finally:
+        as_usual()
 
 
 @contextlib.contextmanager
