@@ -55,14 +55,13 @@ def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) 
     out.mkdir(parents=True, exist_ok=True)
     with _process_group(world, device), contextlib.ExitStack() as held:
         if rank == 0 and not take_over:
-            held.enter_context(_alone(out, wait=False))
+            held.enter_context(_alone(out))
         state = {} if take_over else _read_checkpoint(out / CHECKPOINT)
         val = PictureBank(config.val, smallest=STRIDE, device=device) if config.val and rank == 0 else None
         trainer = Trainer(config, device=device, rank=rank, world=world)
         trainer.prepare()
         if take_over:
-            (out / STOP).touch()
-            held.enter_context(_alone(out, wait=True))
+            held.enter_context(_alone(out, take_over=True))
             state = _read_checkpoint(out / CHECKPOINT)
         if rank == 0:
             (out / STOP).unlink(missing_ok=True)
@@ -182,7 +181,7 @@ def _told_to_stop(folder: Path):
 
     def as_usual() -> None:
         for number, handler in usual.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
     if threading.current_thread() is threading.main_thread():  # others get no signals
         usual.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
@@ -193,22 +192,28 @@ def _told_to_stop(folder: Path):
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, *, wait: bool):
-    """Be the only process at work on the run in a folder. Raises ValueError where there is another, or waits for its end.
-    Nothing is left in the folder; the lock ends with the process, however it does.
+def _alone(folder: Path, *, take_over: bool = False):
+    """Be the only process at work on the run in a folder. Raises ValueError where there is another; with `take_over`, that one
+    is asked to stop, and awaited. The lock ends with the process, however it does, and leaves nothing in the folder.
     """
     if fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise ValueError(f"another process works on the run in {folder}") from None
-        except OSError:  # not every file system has locks
-            if wait:
-                raise
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not take_over:
+                    raise ValueError(f"another process works on the run in {folder}") from None
+                (folder / STOP).touch()
+                time.sleep(0.1)
+                continue
+            except OSError:  # not every file system has locks
+                if take_over:
+                    raise
+            break
         yield
     finally:
         os.close(handle)
