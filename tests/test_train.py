@@ -268,14 +268,17 @@ def test_a_checkpoint_gives_no_settings_of_another_device(folder, tmp_path, conf
         Trainer(settings(folder, tmp_path, config, optimiser="muon")).load(state)
 
 
-def test_orthogonal():
+@pytest.mark.parametrize(("half", "accuracy"), [(False, 1e-3), (True, 0.05)])
+def test_orthogonal(half, accuracy):
     torch.manual_seed(0)
     x = torch.randn(3, 8, 20)
-    u, s, vh = torch.linalg.svd(orthogonal(x), full_matrices=False)
+    made = orthogonal(x, half=half)
+    assert made.dtype == torch.float32 and half == torch.equal(made, made.bfloat16().float())
+    u, s, vh = torch.linalg.svd(made, full_matrices=False)
     assert 0.6 < s.min() and s.max() < 1.3
     directions = torch.linalg.svd(x, full_matrices=False)
-    assert torch.allclose((u @ vh), directions[0] @ directions[2], atol=1e-3)
-    assert not orthogonal(torch.zeros(1, 4, 4)).any()
+    assert torch.allclose((u @ vh), directions[0] @ directions[2], atol=accuracy)
+    assert not orthogonal(torch.zeros(1, 4, 4), half=half).any()
 
 
 def test_muon_takes_steps_of_one_size_and_leaves_out_what_is_no_matrix(config):

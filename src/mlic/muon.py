@@ -29,12 +29,12 @@ def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def orthogonal(x: Tensor) -> Tensor:
+def orthogonal(x: Tensor, *, half: bool = False) -> Tensor:
     """Each matrix with all its singular values brought to between about 0.7 and 1.2: (n, short, long) -> the same. Rows and
-    columns of zeros stay so.
+    columns of zeros stay so. `half`: by products in bfloat16.
     """
     wide = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
-    if x.is_cuda:
+    if half:
         wide = wide.bfloat16()
     first, second, third = NEWTON_SCHULZ
     for _ in range(5):
@@ -115,12 +115,13 @@ class Layout:
 
 class Muon(torch.optim.Optimizer):
     """`params`: parameters, or groups of them, of two or more dimensions; the first is a matrix's rows, the rest are
-    its columns. Where the tensor `found_inf` is 1, a step leaves everything as it was. Buckets take turns on `branches`.
+    its columns. Where the tensor `found_inf` is 1, a step leaves everything as it was. Buckets take turns on `branches`;
+    `half`: products in bfloat16.
     """
 
-    def __init__(self, params, lr: float | Tensor = 4e-4, *, branches: Branches = Branches()) -> None:
+    def __init__(self, params, lr: float | Tensor = 4e-4, *, half: bool = False, branches: Branches = Branches()) -> None:
         super().__init__(params, {"lr": lr})
-        self.branches = branches
+        self.half, self.branches = half, branches
         first = self.param_groups[0]["params"][0]
         self.found_inf = torch.zeros((), device=first.device)
         self._layouts: list[Layout] = []  # of each group; made in the first step, from the state if there is one
@@ -151,6 +152,6 @@ class Muon(torch.optim.Optimizer):
             steps = []
             for filled, factor in zip(layout.filled(towards), layout.factors):
                 with self.branches.branch():
-                    steps.append((orthogonal(filled) * factor).flatten())
+                    steps.append((orthogonal(filled, half=self.half) * factor).flatten())
             self.branches.join()
             layout.add(torch.cat(steps) * (group["lr"] * keep * -ROOT_MEAN_SQUARE))

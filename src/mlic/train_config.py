@@ -40,7 +40,7 @@ class TrainConfig:
     level_weight: float = 0.5  # a sample's loss is divided by lambda to this power, so that low rates count too
     seed: int = 0
     threads: int | None = None
-    bf16: bool | None = None  # convolutions in bfloat16; None: where the device has units for it
+    bf16: bool | None = None  # convolutions, and products of Muon, in bfloat16; None: where the device has units for it
     compiled: str | None = None  # by torch.compile: "formulas", of symbols and their bits, or "all": both passes as one graph
     graph: bool = True  # capture the step as a CUDA graph
     branches: int = 4  # streams of a CUDA device for what nothing waits for, see branches.py; none with several processes

@@ -124,8 +124,8 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.branches = Branches(config.branches if cuda and world == 1 else 0)
         branches = Branches() if config.compiled == "all" else self.branches  # a compiled graph has none of its own
-        half = has_bfloat16(self.device) if config.bf16 is None else config.bf16
-        self.forward: nn.Module = _Forward(self.model, half=half, branches=branches)
+        self.half = has_bfloat16(self.device) if config.bf16 is None else config.bf16
+        self.forward: nn.Module = _Forward(self.model, half=self.half, branches=branches)
         if branches.streams:
             branch_convolutions(self.model, {name.rpartition(".")[0] for name in self.forward.halved}, branches)
         if config.compiled == "all":
@@ -166,7 +166,7 @@ class Trainer:
         adam._warned_capturable_if_run_uncaptured = True  # the steps before the capture are meant
         adam.grad_scale, adam.found_inf = None, torch.zeros((), device=self.device)
         self.optimisers: list[torch.optim.Optimizer] = [adam] + (
-            [Muon(groups(True), branches=self.branches)] if matrices else []
+            [Muon(groups(True), half=self.half, branches=self.branches)] if matrices else []
         )
 
     def prepare(self) -> None:
