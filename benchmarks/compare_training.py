@@ -187,13 +187,14 @@ def main(data, val, which, only, seconds, steps, transforms, optimiser, batch, c
     bank = PictureBank(data, smallest=crop, scales=TrainConfig.scales, device=device)
     bank.count(largest)
     val_bank = PictureBank(val, smallest=STRIDE, device=device)
+    usual_start = trained_transforms(transforms) if transforms else learning.start
     first = None
     print("| variant | steps | ms a step | validation loss | BD-rate |")
     print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     for name in only or variants:
         changes = dict(variants[name])
         beside = {key: changes.pop(key) for key in ("random_linear", *LEARNING) if key in changes}
-        beside["start"] = changes.pop("start", trained_transforms(transforms) if transforms else learning.start)
+        beside["start"] = changes.pop("start", usual_start)
         estimate = changes.pop("estimate", Estimate)
         times, last_crop = changes.pop("batch", 1), changes.pop("last_crop", None)
         config = TrainConfig(

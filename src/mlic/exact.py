@@ -231,7 +231,7 @@ def exact_conv(module: nn.Conv2d) -> nn.Module:
     if not (square and usual and (module.groups == 1 or depthwise)):
         raise ValueError(f"{module} has no exact form: take a square one with bias and zeros around, or a depthwise 3x3")
     weight, bias = _weights(module)
-    if depthwise and module.groups > 1:
+    if module.groups > 1:
         return ExactDepthwise(weight, bias)
     if plain:
         turned = winograd_weight(weight)

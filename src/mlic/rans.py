@@ -10,8 +10,9 @@ from bisect import bisect_right
 
 import numpy as np
 
-PRECISION = 24  # bits of a table's sum
-WORD = 32
+from .tables import PRECISION
+
+WORD = 32  # bits
 
 
 class Row:
