@@ -138,7 +138,7 @@ def test_region(decoded, region, tile):
 
 
 def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
-    """A corner of 40 pixels needs what g_s sees around it: two tiles of six; at 1/8, three slices of six."""
+    """A corner of 40 pixels needs what g_s sees around it: four tiles of six; at 1/8, three slices of six."""
     from mlic import decoding
 
     seen = []
@@ -147,7 +147,7 @@ def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
     model, file = load_model("fast"), MlicFile.from_bytes(tiled)
     calls = []
     decode_file(model, file, region=(0, 0, 40, 8), progress=lambda *c: calls.append(c))
-    assert len(seen) == 2 and calls[-1] == (2, 2)
+    assert len(seen) == 4 and calls[-1] == (4, 4)
     assert {decoder.batches for decoder in seen} == {model.config.symbol_batches}
     seen.clear()
     decode_file(model, file, region=(0, 0, 40, 8), scale=8)

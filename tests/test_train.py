@@ -28,7 +28,7 @@ from mlic.config import CONFIGS, FAST, ModelConfig
 from mlic.data import PictureBank, read_rgb
 from mlic.errors import MlicError, ResultsError
 from mlic.learning import begin_from
-from mlic.model import build_model, level_lambda
+from mlic.model import build_model, lambda_level, level_lambda
 from mlic.muon import Muon, matrix_weights, orthogonal
 from mlic.tables import MAX_HALF_WIDTH, gaussian_tables
 from mlic.train import train
@@ -409,12 +409,31 @@ def test_slices_are_added_at_the_end_only(small_models):
 def test_every_step_sees_the_whole_range_of_levels(folder, tmp_path, config, monkeypatch):
     seen = []
     monkeypatch.setattr("mlic.trainer.level_lambda", lambda config, level: seen.append(level) or level_lambda(config, level))
-    trainer = Trainer(settings(folder, tmp_path, config, batch=3))
+    trainer = Trainer(settings(folder, tmp_path, config, batch=3, papers_share=0.0))
     for _ in range(4):
         trainer.step(0.5)
     last = config.quality_levels - 1
     assert all(i / 3 * last <= level[i] <= (i + 1) / 3 * last for level in seen for i in range(3))
     assert len({round(float(level[0]), 6) for level in seen}) == 4
+
+
+def test_a_share_of_each_step_is_in_the_papers_range_of_rates(folder, tmp_path, config):
+    trainer = Trainer(settings(folder, tmp_path, config, papers_share=0.75))
+    low, high = (lambda_level(config, lmbda) for lmbda in (0.0018, 0.0483))
+    assert level_lambda(config, torch.tensor([low, high])).tolist() == pytest.approx([0.0018, 0.0483])
+    levels = torch.stack([trainer._levels(8) for _ in range(50)])
+    of_papers, others = levels[:, :6], levels[:, 6:]
+    for share, (first, last) in ((of_papers, (low, high)), (others, (0, config.quality_levels - 1))):
+        parts = torch.linspace(first, last, share.shape[1] + 1)
+        assert (share >= parts[:-1] - 1e-5).all() and (share <= parts[1:] + 1e-5).all()
+        assert (share.std(0) > 0.2 * (parts[1] - parts[0])).all()
+
+
+def test_rates_all_beyond_those_of_the_papers(folder, tmp_path, config):
+    config = dataclasses.replace(config, lambda_range=(0.1, 1.0))
+    assert lambda_level(config, 0.0483) == 0 and lambda_level(config, 2.0) == config.quality_levels - 1
+    levels = torch.stack([Trainer(settings(folder, tmp_path, config, papers_share=0.5))._levels(4) for _ in range(3)])
+    assert (levels.max(1).values > 0.75 * (config.quality_levels - 1)).all()
 
 
 def test_weights_of_another_shape_are_not_begun_from(small_models):

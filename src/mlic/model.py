@@ -34,6 +34,12 @@ def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
     return torch.exp(low + (high - low) * level / (config.quality_levels - 1))
 
 
+def lambda_level(config: ModelConfig, lmbda: float) -> float:
+    """The (real) quality level of a lambda, the first or the last where it is beyond `lambda_range`."""
+    low, high = (math.log(value) for value in config.lambda_range)
+    return (config.quality_levels - 1) * min(1.0, max(0.0, (math.log(lmbda) - low) / (high - low)))
+
+
 class QualityGains(nn.Module):
     """Learned per-quality gain vectors (Cui et al., CVPR 2021), log-linear between levels.
 

@@ -12,6 +12,7 @@ import copy
 import numbers
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .model import STRIDE, CompressionModel, level_lambda
@@ -27,6 +28,7 @@ CURVATURE = 19.0
 HYPER_CURVATURE = 2.8
 FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
 LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 50, has left its parabola
+JUMP = 2.0  # times its error: what a block may not take in one step
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
 # Pixels: larger parts are searched block by block, each with 64 pixels of its neighbours, so that memory stays bounded
@@ -97,26 +99,46 @@ class Search:
 
     def _search(self, x: Tensor, y: Tensor, z: Tensor, level: Tensor, inside: tuple) -> tuple[Tensor, Tensor]:
         """A better y and z for x; `inside` are the pixels of x that count."""
-        model, passes = self.model, self.passes
-        lmbda = level_lambda(model.config, level)
-        bits_per_error, curvatures = lmbda * 255**2 / 3, (CURVATURE, HYPER_CURVATURE * lmbda**-0.25)
+        passes, lmbda = self.passes, level_lambda(self.model.config, level)
+        bits_per_error = torch.zeros_like(x[:, :1])
+        bits_per_error[inside] = lmbda * 255**2 / 3
+        curvatures = CURVATURE, HYPER_CURVATURE * lmbda**-0.25
         now = best = target = (y, z)
-        lowest, length = float("inf"), FIRST_STEP
-        for left in range(passes, 0, -1):
-            relaxed = Relaxed(*now, model.config.slices, self.gaussian)
-            x_hat = model.synthesise(model.code(relaxed, level), level)
-            error = bits_per_error * (x_hat - x)[inside].square().sum()
-            bits = relaxed.y_bits + relaxed.z_bits
-            *slopes, z_slope = torch.autograd.grad(error + RATE_WEIGHT * bits, [*relaxed.values, relaxed.z_hat])
-            cost = (error + bits).item()
+        errors, lowest, length = torch.full((), float("inf")), float("inf"), FIRST_STEP
+        for left in range(passes, -1, -1):  # the last time only to see where the last step led
+            with torch.set_grad_enabled(left > 0):
+                relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
+                if (broken := _broken(errors_now, errors)).any():
+                    places = broken, F.max_pool2d(broken.float(), STRIDE // LATENT) > 0
+                    now = tuple(torch.where(place, old, new) for place, old, new in zip(places, best, now))
+                    del relaxed, errors_now, bits  # and what they hold for their gradients, before there is another
+                    relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
+            cost = (errors_now.sum() + bits).item()
             if cost < lowest:
-                lowest, best = cost, now
-                at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
-                downhill = zip(at, (relaxed.whole(slopes), z_slope), curvatures)
-                target = tuple(value - (slope / curvature).clamp(-LONGEST, LONGEST) for value, slope, curvature in downhill)
-            elif left == 1:
-                return best
+                lowest, best, errors = cost, now, errors_now.detach()
+                if left:
+                    slopes = torch.autograd.grad(errors_now.sum() + RATE_WEIGHT * bits, [*relaxed.values, relaxed.z_hat])
+                    at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
+                    downhill = zip(at, (relaxed.whole(slopes[:-1]), slopes[-1]), curvatures)
+                    target = tuple(value - (slope / curvature).clamp(-LONGEST, LONGEST) for value, slope, curvature in downhill)
             else:  # the step was too long: half of it, from where it began
                 length /= 2
             now = tuple(start + length * left / passes * (end - start) for start, end in zip(best, target))
-        return now
+        return best
+
+    def _look(self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weight: Tensor) -> tuple[Relaxed, Tensor, Tensor]:
+        """What comes of a y and a z: how they are coded; the squared errors times `weight` in each 16x16 block,
+        (1, 1, h/16, w/16); and the bits.
+        """
+        relaxed = Relaxed(*now, self.model.config.slices, self.gaussian)
+        x_hat = self.model.synthesise(self.model.code(relaxed, level), level)
+        errors = LATENT**2 * F.avg_pool2d((weight * (x_hat - x).square()).sum(1, keepdim=True), LATENT)
+        return relaxed, errors, relaxed.y_bits + relaxed.z_bits
+
+
+def _broken(now: Tensor, before: Tensor) -> Tensor:
+    """Blocks in and beside which a step multiplied the errors, (1, 1, h, w): small steps of y can make large ones of g_s, and
+    that the whole has become better is no comfort there.
+    """
+    jumped = now > JUMP * before + before.mean()
+    return F.max_pool2d(jumped.float(), 3, stride=1, padding=1) > 0

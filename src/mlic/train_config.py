@@ -37,6 +37,7 @@ class TrainConfig:
     decay: float = 0.5  # of the run, at its end: linear to lr_end
     ema: float = 0.998  # of the averaged weights, per step
     clip: float = 1.0  # gradient norm
+    papers_share: float = 0.3  # of the samples whose lambda is one of the papers' range; the others have any of the model's
     level_weight: float = 0.5  # a sample's loss is divided by lambda to this power, so that low rates count too
     seed: int = 0
     threads: int | None = None

@@ -17,7 +17,7 @@ from .branches import Branches, branch_convolutions
 from .data import PictureBank
 from .learning import begin_from, relative_rate, start
 from .metrics import ms_ssim_tensor
-from .model import CompressionModel, build_model, level_lambda
+from .model import CompressionModel, build_model, lambda_level, level_lambda
 from .muon import Muon, matrix_weights
 from .train_config import TrainConfig, crops_at, learning_rate
 from .transforms import LINEAR
@@ -25,6 +25,7 @@ from .validation import rate_and_mse
 from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm")
+PAPERS_LAMBDAS = (0.0018, 0.0483)  # the first and the last of the six that the papers' models are trained for
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
 
 
@@ -222,14 +223,24 @@ class Trainer:
                 self._update(*size)
         self.graph.replay()
 
+    def _levels(self, batch: int) -> Tensor:
+        """(batch,) levels: a share of them anywhere in the papers' range of lambdas, the others anywhere at all, each in a
+        part of its range of its own, so that steps are alike.
+        """
+        low, high = (lambda_level(self.shape, lmbda) for lmbda in PAPERS_LAMBDAS)
+        share = self.config.papers_share if low < high else 0.0
+        place = (torch.arange(batch, device=self.device) + torch.rand(batch, device=self.device)) / batch
+        inside = low + (high - low) * place / max(share, 1e-6)
+        anywhere = (self.shape.quality_levels - 1) * (place - share) / max(1 - share, 1e-6)
+        return torch.where(place < share, inside, anywhere)
+
     def _losses(self, batch: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of new crops: the loss, and bpp and MSE of each."""
         config = self.config
         x = self.bank.crops(batch, crop).contiguous(memory_format=self.layout)
         level, lmbda, weight = None, config.lmbda, 1.0
         if self.shape.variable_rate:
-            place = (torch.arange(batch, device=self.device) + torch.rand(batch, device=self.device)) / batch
-            level = place * (self.shape.quality_levels - 1)  # one from each part of the range, so that steps are alike
+            level = self._levels(batch)
             lmbda = level_lambda(self.shape, level)
             weight = (lmbda / 0.01) ** -config.level_weight
         x_hat, bits = self.forward(x, level)

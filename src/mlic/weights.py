@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "c6f8dc0945c097ea662fbe5da15eec30ff8df0a5fddca3e9cc266d0861818c3a",
+    "fast.safetensors": "77f7c84a6290b63fbb9d1e66b34f25cebf446a7e8a565e69e7f151c1e583fec1",
 }
 
 
