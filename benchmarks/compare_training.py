@@ -82,6 +82,7 @@ SETS = {
         "muon, matrices at 0.5 x": {"muon_lr": 0.5},
         "muon, matrices at 2 x": {"muon_lr": 2.0},
         "muon, matrices at 5 x": {"muon_lr": 5.0},
+        "muon, weight decay 0.1": {"muon_decay": 0.1},
         "level weight 0.25": {"level_weight": 0.25},
         "level weight 0.75": {"level_weight": 0.75},
         "half the batch": {"batch": 0.5},

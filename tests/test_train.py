@@ -303,9 +303,24 @@ def test_muon_takes_steps_of_one_size_and_leaves_out_what_is_no_matrix(config):
     assert torch.allclose(alone, weights[0], atol=1e-6), "batched as by itself"
 
 
+def test_muon_takes_a_share_of_the_weights_away():
+    start = [torch.randn(8, 4, 3, 3), torch.randn(6, 16)]
+    ends = []
+    for decay, bad in ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0)):
+        weights = [torch.nn.Parameter(w.clone()) for w in start]
+        optimiser = Muon(weights, lr=0.1, weight_decay=decay)
+        optimiser.found_inf.fill_(bad)
+        for w, of in zip(weights, start):
+            w.grad = of.flip(0)
+        optimiser.step()
+        ends.append([w.detach() for w in weights])
+    for before, plain, decayed, skipped in zip(start, *ends):
+        assert torch.allclose(decayed, plain - 0.05 * before, atol=1e-6) and torch.equal(skipped, before)
+
+
 def test_a_step_reads_nothing_from_the_device(folder, tmp_path, config):
     """Fake tensors have no values: whatever would wait for one, as no CUDA graph allows, raises."""
-    trainer = Trainer(settings(folder, tmp_path, config, optimiser="muon"))
+    trainer = Trainer(settings(folder, tmp_path, config, optimiser="muon", muon_decay=0.1))
     trainer.step(0.5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         trainer._update(1, 64)

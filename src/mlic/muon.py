@@ -116,12 +116,20 @@ class Layout:
 class Muon(torch.optim.Optimizer):
     """`params`: parameters, or groups of them, of two or more dimensions; the first is a matrix's rows, the rest are
     its columns. Where the tensor `found_inf` is 1, a step leaves everything as it was. Buckets take turns on `branches`;
-    `half`: products in bfloat16.
+    `half`: products in bfloat16. Each step also takes `lr` times `weight_decay` of the parameters away.
     """
 
-    def __init__(self, params, lr: float | Tensor = 4e-4, *, half: bool = False, branches: Branches = Branches()) -> None:
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 4e-4,
+        *,
+        weight_decay: float = 0.0,
+        half: bool = False,
+        branches: Branches = Branches(),
+    ) -> None:
         super().__init__(params, {"lr": lr})
-        self.half, self.branches = half, branches
+        self.weight_decay, self.half, self.branches = weight_decay, half, branches
         first = self.param_groups[0]["params"][0]
         self.found_inf = torch.zeros((), device=first.device)
         self._layouts: list[Layout] = []  # of each group; made in the first step, from the state if there is one
@@ -154,4 +162,6 @@ class Muon(torch.optim.Optimizer):
                 with self.branches.branch():
                     steps.append((orthogonal(filled, half=self.half) * factor).flatten())
             self.branches.join()
+            if self.weight_decay:
+                torch._foreach_mul_(layout.parameters, 1 - group["lr"] * keep * self.weight_decay)
             layout.add(torch.cat(steps) * (group["lr"] * keep * -ROOT_MEAN_SQUARE))

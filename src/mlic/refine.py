@@ -27,6 +27,7 @@ CURVATURE = 19.0
 # The same by a value of z, of RATE_WEIGHT times the bits, times lambda^-1/4: found by trying, as are the numbers below.
 HYPER_CURVATURE = 2.8
 FIRST_STEP = 0.7  # of the way to the minimum of that parabola; the steps' lengths fall in equal parts, to nothing
+ONLY_STEP = 0.5  # where there is no other to mend what it does
 LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 50, has left its parabola
 JUMP = 2.0  # times its error: what a block may not take in one step
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
@@ -104,7 +105,7 @@ class Search:
         bits_per_error[inside] = lmbda * 255**2 / 3
         curvatures = CURVATURE, HYPER_CURVATURE * lmbda**-0.25
         now = best = target = (y, z)
-        errors, lowest, length = torch.full((), float("inf")), float("inf"), FIRST_STEP
+        errors, lowest, length = torch.full((), float("inf")), float("inf"), FIRST_STEP if passes > 1 else ONLY_STEP
         for left in range(passes, -1, -1):  # the last time only to see where the last step led
             with torch.set_grad_enabled(left > 0):
                 relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)

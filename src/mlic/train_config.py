@@ -33,6 +33,7 @@ class TrainConfig:
     lr: float = 1e-3  # learning.py says how fast each part learns relative to it
     lr_end: float = 1e-5
     muon_lr: float = 1.0  # of the matrices under Muon, relative to Adam's
+    muon_decay: float = 0.0  # weight decay of the matrices under Muon; of each, a step takes the learning rate times this
     warmup: float = 0.03  # of the run
     decay: float = 0.5  # of the run, at its end: linear to lr_end
     ema: float = 0.998  # of the averaged weights, per step

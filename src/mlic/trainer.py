@@ -166,9 +166,10 @@ class Trainer:
         adam = torch.optim.Adam(groups(False), betas=(0.9, 0.99), fused=True, capturable=self.capture)
         adam._warned_capturable_if_run_uncaptured = True  # the steps before the capture are meant
         adam.grad_scale, adam.found_inf = None, torch.zeros((), device=self.device)
-        self.optimisers: list[torch.optim.Optimizer] = [adam] + (
-            [Muon(groups(True), half=self.half, branches=self.branches)] if matrices else []
-        )
+        self.optimisers: list[torch.optim.Optimizer] = [adam]
+        if matrices:
+            decay = self.config.muon_decay
+            self.optimisers.append(Muon(groups(True), weight_decay=decay, half=self.half, branches=self.branches))
 
     def prepare(self) -> None:
         """Have both passes compiled for all sizes of crops, which takes minutes, before a run's clock starts. Weights and
