@@ -102,13 +102,13 @@ def giant(paths: list[Path], megapixels: float, effort: int | None, folder: Path
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def main(pictures: tuple[Path, ...], tile: int, megapixels: float, effort: int | None, output: Path | None) -> None:
     results: dict = {"effort": effort}
-    if tile:
-        results["tiles"] = [cost_of_tiles(path, tile, effort) for path in pictures]
-    if megapixels:
+    if megapixels:  # first: a process's peak memory begins with its parent's
         with tempfile.TemporaryDirectory() as folder:
             results["giant"] = giant(list(pictures), megapixels, effort, Path(folder))
+    if tile:
+        results["tiles"] = [cost_of_tiles(path, tile, effort) for path in pictures]
     if output:
-        results["weights"] = load_model("fast").digest.hex()  # now: a process's peak memory begins with its parent's
+        results["weights"] = load_model("fast").digest.hex()
         output.write_text(json.dumps(results, indent=1) + "\n")
 
 
