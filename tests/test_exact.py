@@ -263,9 +263,10 @@ def test_a_picture_does_not_depend_on_its_batch(small_models, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_exact_costs_next_to_nothing(small_models, photo, name):
-    model, picture = small_models[name], read_picture(photo)
+    """Of `fast` by the packaged weights: the small model's z goes beyond 2048, where exact arithmetic cuts it and floats do not."""
+    model, picture = mlic.load_model("fast") if name == "fast" else small_models[name], read_picture(photo)
     quality = 60 if model.config.variable_rate else None
-    float_bytes, exact_bytes = (estimate_bytes(model, picture, quality, exact=exact) for exact in (False, True))
+    float_bytes, exact_bytes = (estimate_bytes(model, picture, quality, exact=exact, effort=0) for exact in (False, True))
     assert exact_bytes == pytest.approx(float_bytes, rel=0.003)
 
 
