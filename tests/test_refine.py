@@ -111,7 +111,7 @@ def test_the_part_beside_a_tile_counts(model, photo):
         other = x.clone()
         if column:
             other[..., column : column + 8] += 0.2
-        # one pass: whether a second is kept depends on the whole
+        # one pass, as whether each is kept depends on the whole
         chosen.append(Search(blind, 1).latents(other, level, part=part, seen=seen, whole=seen)[0])
     assert chosen[0].shape[3] == 4
     assert (chosen[0] - chosen[1]).abs().max() > 0.01

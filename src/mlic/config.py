@@ -10,6 +10,7 @@ import json
 from typing import Any, Literal
 
 ANCHOR, NON_ANCHOR = True, False
+PAPERS_LAMBDAS = (0.0018, 0.0483)  # the first and the last of the six that the papers' models are trained for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class ModelConfig:
     scale_form: Literal["linear", "log"] = "linear"  # what the entropy nets emit for the scale
     error_bits: float | None = None  # weight of the error when symbols are chosen, see GaussianPrior; None: the nearest
     quality_levels: int = 0  # 0: one rate; otherwise the number of learned gain vectors
-    lambda_range: tuple[float, float] = (0.0018, 0.0483)  # MSE on 0..255, at the first and the last level
+    lambda_range: tuple[float, float] = PAPERS_LAMBDAS  # MSE on 0..255, at the first and the last level
     padding: Literal["zero", "edge"] = "zero"
 
     def __post_init__(self) -> None:

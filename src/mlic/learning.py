@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .model import CompressionModel, level_lambda
+from .model import CompressionModel, level_lambda, log_lambda_level
 from .prior import LevelTable
 from .transforms import LINEAR
 
@@ -109,9 +109,8 @@ def _leave_out(given: CompressionModel, contexts: set[str]) -> None:
 def _move_levels(given: CompressionModel, config: ModelConfig) -> None:
     """Let the level tables of `given` say what they say of each lambda at the level where `config` has it."""
     levels = torch.arange(config.quality_levels, dtype=torch.float32)
-    low, high = (math.log(value) for value in given.config.lambda_range)
     last = len(levels) - 1
-    at = (level_lambda(config, levels).log() - low) / (high - low) * last  # where each level was
+    at = log_lambda_level(given.config, level_lambda(config, levels).log())  # where each level was
     eighth = max(1, last // 8)
     for table in (module for module in given.modules() if isinstance(module, LevelTable)):
         table.fold()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .transforms import (
 if TYPE_CHECKING:
     from .tables import CodingTables
 
+T = TypeVar("T", float, Tensor)
 STRIDE = 64  # of z: pictures are padded to a multiple of it
 
 
@@ -34,10 +35,15 @@ def level_lambda(config: ModelConfig, level: Tensor) -> Tensor:
     return torch.exp(low + (high - low) * level / (config.quality_levels - 1))
 
 
+def log_lambda_level(config: ModelConfig, log_lambda: T) -> T:
+    """The other way: the (real) level of the logarithm of a lambda, also below the first and above the last."""
+    low, high = (math.log(value) for value in config.lambda_range)
+    return (log_lambda - low) / (high - low) * (config.quality_levels - 1)
+
+
 def lambda_level(config: ModelConfig, lmbda: float) -> float:
     """The (real) quality level of a lambda, the first or the last where it is beyond `lambda_range`."""
-    low, high = (math.log(value) for value in config.lambda_range)
-    return (config.quality_levels - 1) * min(1.0, max(0.0, (math.log(lmbda) - low) / (high - low)))
+    return min(config.quality_levels - 1.0, max(0.0, log_lambda_level(config, math.log(lmbda))))
 
 
 class QualityGains(nn.Module):

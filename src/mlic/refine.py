@@ -22,7 +22,7 @@ from .tiles import LATENT, Box
 EFFORT = 4  # passes, if nothing else is said
 MAX_EFFORT = 20
 # Of lambda times the squared error of the picture, in bits, by a value of y. The gains make a step of one right for the
-# level, so it is the same at all of them: 12 / ln 2 = 17.3 by high-rate theory, 18 to 20 with the packaged weights.
+# level, so it is the same at all of them: 12 / ln 2 = 17.3 by high-rate theory, 18 to 20 with earlier weights.
 CURVATURE = 19.0
 # The same by a value of z, of RATE_WEIGHT times the bits, times lambda^-1/4: found by trying, as are the numbers below.
 HYPER_CURVATURE = 2.8

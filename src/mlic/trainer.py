@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .branches import Branches, branch_convolutions
+from .config import PAPERS_LAMBDAS
 from .data import PictureBank
 from .learning import begin_from, relative_rate, start
 from .metrics import ms_ssim_tensor
@@ -25,7 +26,6 @@ from .validation import rate_and_mse
 from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm")
-PAPERS_LAMBDAS = (0.0018, 0.0483)  # the first and the last of the six that the papers' models are trained for
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
 
 
