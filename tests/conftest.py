@@ -34,6 +34,12 @@ def one_pass_of_search(monkeypatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def search_of_any_machine(monkeypatch) -> None:
+    """Without bfloat16, which some have: in the test's process its figures are the same everywhere."""
+    monkeypatch.setattr(refine, "has_bfloat16", lambda device: False)
+
+
+@pytest.fixture(autouse=True)
 def threads_as_they_were():
     before = torch.get_num_threads()
     yield

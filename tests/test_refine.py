@@ -95,7 +95,7 @@ class Blind:
     """A model whose g_a gives the same latent whatever it is shown."""
 
     def __init__(self, model, y: torch.Tensor) -> None:
-        self.config, self.gaussian, self.h_a, self.y = model.config, model.gaussian, model.h_a, y
+        self.config, self.prior, self.gaussian, self.h_a, self.y = model.config, model.prior, model.gaussian, model.h_a, y
         self.code, self.synthesise = model.code, model.synthesise
 
     def analyse(self, _x, _level):
@@ -176,6 +176,36 @@ def test_no_value_goes_far_in_one_pass(model, photo, monkeypatch):
     Search(model, 1).latents(x, level, part=all_of_it, seen=all_of_it, whole=all_of_it)
     for start, end in zip(*tried[:2]):  # a symbol may lie 1 from the value, where fewer bits made it smaller
         assert 0.5 < (end - start).abs().max() < refine.FIRST_STEP * (refine.LONGEST + 1)
+
+
+def test_bfloat16_costs_next_to_nothing(model, monkeypatch):
+    """Where a machine is faster in it, the search's nets use it, and the entropy model's not for the last steps."""
+    with Image.open(SAMPLE) as image:
+        scene = np.array(image.convert("RGB").crop((150, 100, 342, 292)))
+    kinds = {"g_s": [], "contexts": []}
+
+    def recorded(name, net):
+        def run(*given):
+            if not torch.is_inference_mode_enabled():  # in which the file is written
+                kinds[name].append(torch.is_autocast_enabled("cpu"))
+            return net(*given)
+
+        return run
+
+    monkeypatch.setattr(model, "synthesise", recorded("g_s", model.synthesise))
+    monkeypatch.setattr(model, "code", recorded("contexts", model.code))
+    ratios = []
+    for quality in (20, 60, 95):
+        costs = []
+        for half in (False, True):
+            monkeypatch.setattr(refine, "has_bfloat16", lambda device, half=half: half)
+            kinds["g_s"].clear(), kinds["contexts"].clear()
+            coded = encode_picture(model, Picture(scene), quality, effort=4, reconstruct=True)
+            costs.append(cost(model, coded, scene, quality))
+            assert len(kinds["g_s"]) >= 5 and set(kinds["g_s"]) == {half}
+            assert set(kinds["contexts"][:2]) == {half} and not any(kinds["contexts"][-3:])
+        ratios.append(costs[1] / costs[0])
+    assert 1 not in ratios and np.mean(ratios) < 1.004
 
 
 def test_what_is_differentiated_is_the_estimate(small_models):

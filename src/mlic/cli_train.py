@@ -13,6 +13,7 @@ from .cli import INTERRUPTED, _device, _fail, device_option, main, threads_optio
 from .errors import MlicError
 
 POSITIVE = click.FloatRange(0, min_open=True)
+SCALE = click.FloatRange(0, 1, min_open=True)
 FOLDER = click.Path(exists=True, file_okay=False)
 
 
@@ -34,6 +35,8 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--crop", default=256, show_default=True, type=click.IntRange(64), help="Pixels a side.")
 @click.option("--last-crop", type=click.IntRange(64), help="Pixels a side in the last share.")
 @click.option("--last-share", default=0.15, show_default=True, type=click.FloatRange(0, 1), help="Of the run.")
+@click.option("--scale", "scales", multiple=True, type=SCALE, default=(1.0, 0.75, 0.5), show_default=True, help="Of pictures.")
+@click.option("--jitter", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of paler crops.")
 @click.option("--papers-share", default=0.3, show_default=True, type=click.FloatRange(0, 1), help="At the papers' rates.")
 @click.option("--optimiser", default="muon", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--lr", default=1e-3, show_default=True, type=POSITIVE)

@@ -33,6 +33,13 @@ def float32_region(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Has it units for bfloat16? Devices without them compute in it all the same, many times slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
 class _Bounded(torch.autograd.Function):
     """Clamping whose gradient still lets values out of bounds move back in (Balle et al. 2018)."""
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layers import has_bfloat16
 from .model import STRIDE, CompressionModel, level_lambda
 from .strategies import Relaxed
 from .tiles import LATENT, Box
@@ -32,6 +33,7 @@ LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 5
 JUMP = 2.0  # times its error: what a block may not take in one step
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
+HALF = 2  # passes left at which the entropy model's nets leave bfloat16, where a device is faster in it; g_s never does
 # Pixels: larger parts are searched block by block, each with 64 pixels of its neighbours, so that memory stays bounded
 BLOCK = 768
 
@@ -70,6 +72,8 @@ class Search:
         if effort and not variable:
             raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
         self.model, self.passes, self.gaussian = model, effort, model.gaussian
+        self.device = model.prior.median.device
+        self.half = has_bfloat16(self.device)
         if effort >= LONG and model.gaussian.error_bits is not None:
             self.gaussian = copy.copy(model.gaussian)  # the same buffers
             self.gaussian.error_bits = ERROR_BITS
@@ -108,12 +112,12 @@ class Search:
         errors, lowest, length = torch.full((), float("inf")), float("inf"), FIRST_STEP if passes > 1 else ONLY_STEP
         for left in range(passes, -1, -1):  # the last time only to see where the last step led
             with torch.set_grad_enabled(left > 0):
-                relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
+                relaxed, errors_now, bits = self._look(now, x, level, bits_per_error, left)
                 if (broken := _broken(errors_now, errors)).any():
                     places = broken, F.max_pool2d(broken.float(), STRIDE // LATENT) > 0
                     now = tuple(torch.where(place, old, new) for place, old, new in zip(places, best, now))
                     del relaxed, errors_now, bits  # and what they hold for their gradients, before there is another
-                    relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
+                    relaxed, errors_now, bits = self._look(now, x, level, bits_per_error, left)
             cost = (errors_now.sum() + bits).item()
             if cost < lowest:
                 lowest, best, errors = cost, now, errors_now.detach()
@@ -125,16 +129,26 @@ class Search:
             else:  # the step was too long: half of it, from where it began
                 length /= 2
             now = tuple(start + length * left / passes * (end - start) for start, end in zip(best, target))
+            del relaxed, errors_now, bits  # so here
         return best
 
-    def _look(self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weight: Tensor) -> tuple[Relaxed, Tensor, Tensor]:
-        """What comes of a y and a z: how they are coded; the squared errors times `weight` in each 16x16 block,
-        (1, 1, h/16, w/16); and the bits.
+    def _look(
+        self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weight: Tensor, left: int
+    ) -> tuple[Relaxed, Tensor, Tensor]:
+        """What comes of a y and a z when so many passes are left: how they are coded; the squared errors times `weight` in
+        each 16x16 block, (1, 1, h/16, w/16); and the bits.
         """
         relaxed = Relaxed(*now, self.model.config.slices, self.gaussian)
-        x_hat = self.model.synthesise(self.model.code(relaxed, level), level)
+        with self._half(left > HALF):
+            y_hat = self.model.code(relaxed, level)
+        with self._half(True):
+            x_hat = self.model.synthesise(y_hat, level)
         errors = LATENT**2 * F.avg_pool2d((weight * (x_hat - x).square()).sum(1, keepdim=True), LATENT)
         return relaxed, errors, relaxed.y_bits + relaxed.z_bits
+
+    def _half(self, wanted: bool) -> torch.autocast:
+        """Nets in bfloat16, where the device is faster in it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted and self.half, cache_enabled=False)
 
 
 def _broken(now: Tensor, before: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .branches import Branches, branch_convolutions
 from .config import PAPERS_LAMBDAS
-from .data import PictureBank
+from .data import PictureBank, jitter
+from .layers import has_bfloat16
 from .learning import begin_from, relative_rate, start
 from .metrics import ms_ssim_tensor
 from .model import CompressionModel, build_model, lambda_level, level_lambda
@@ -27,13 +28,6 @@ from .weights import load_model
 
 MEASURES = ("loss", "bpp", "mse", "gradient_norm")
 AVERAGE_EVERY = 8  # steps between updates of the averaged weights
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Has it units for bfloat16? Devices without them compute in it all the same, many times slower than in float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 class _Halves(torch.autograd.Function):
@@ -238,7 +232,7 @@ class Trainer:
     def _losses(self, batch: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of new crops: the loss, and bpp and MSE of each."""
         config = self.config
-        x = self.bank.crops(batch, crop).contiguous(memory_format=self.layout)
+        x = jitter(self.bank.crops(batch, crop), config.jitter).contiguous(memory_format=self.layout)
         level, lmbda, weight = None, config.lmbda, 1.0
         if self.shape.variable_rate:
             level = self._levels(batch)
