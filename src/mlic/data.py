@@ -18,8 +18,6 @@ from .errors import PictureError
 from .folders import picture_extensions
 from .pictures import read_picture
 
-JITTER = 0.5  # the most that `jitter` takes of contrast and colour
-
 
 def find_pictures(folders: Iterable[str | Path]) -> list[Path]:
     """All picture files under the folders, sorted by path."""
@@ -44,18 +42,6 @@ def resize(picture: Tensor, scale: float) -> Tensor:
     size = [round(side * scale) for side in picture.shape[1:]]
     small = F.interpolate(picture[None].float(), size=size, mode="bicubic", antialias=True)
     return small[0].round().clamp(0, 255).byte()
-
-
-def jitter(x: Tensor, share: float) -> Tensor:
-    """A share of crops (B, 3, H, W) in 0..1 with less contrast and colour, and darker or lighter: each is drawn towards its own
-    grey, then all of it towards one random grey, by random parts of up to `JITTER`. None leaves 0..1.
-    """
-    if not share:
-        return x
-    chosen, colour, contrast, grey = torch.rand(4, len(x), 1, 1, 1, device=x.device)
-    strength = JITTER * (chosen < share)
-    x = torch.lerp(x, x.mean(1, keepdim=True), strength * colour)
-    return torch.lerp(x, grey, strength * contrast)
 
 
 class PictureBank:

@@ -29,7 +29,6 @@ class TrainConfig:
     last_crop: int | None = None  # pixels a side in the last share of the run; the batch then shrinks to match
     last_share: float = 0.15
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # sizes at which every picture is taken, in equal shares where crops fit
-    jitter: float = 0.0  # share of the crops with less contrast and colour than their pictures, see data.py
     optimiser: str = "muon"  # with Adam for what is no matrix; or "adam" for all
     lr: float = 1e-3  # learning.py says how fast each part learns relative to it
     lr_end: float = 1e-5

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .branches import Branches, branch_convolutions
 from .config import PAPERS_LAMBDAS
-from .data import PictureBank, jitter
+from .data import PictureBank
 from .layers import has_bfloat16
 from .learning import begin_from, relative_rate, start
 from .metrics import ms_ssim_tensor
@@ -232,7 +232,7 @@ class Trainer:
     def _losses(self, batch: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of new crops: the loss, and bpp and MSE of each."""
         config = self.config
-        x = jitter(self.bank.crops(batch, crop), config.jitter).contiguous(memory_format=self.layout)
+        x = self.bank.crops(batch, crop).contiguous(memory_format=self.layout)
         level, lmbda, weight = None, config.lmbda, 1.0
         if self.shape.variable_rate:
             level = self._levels(batch)
