@@ -33,10 +33,12 @@ def one_pass_of_search(monkeypatch) -> None:
     monkeypatch.setattr(refine, "EFFORT", 1)
 
 
-@pytest.fixture(autouse=True)
-def search_of_any_machine(monkeypatch) -> None:
-    """Without bfloat16, which some have: in the test's process its figures are the same everywhere."""
-    monkeypatch.setattr(refine, "has_bfloat16", lambda device: False)
+@pytest.fixture(autouse=True, scope="session")
+def search_of_any_machine():
+    """Without bfloat16, which some have: in the tests' processes, not in those they start, its figures are the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine, "has_bfloat16", lambda device: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

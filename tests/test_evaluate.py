@@ -9,11 +9,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mlic import evaluate as evaluation
-from mlic import peers, video
+from mlic import peers, refine, video
 from mlic.cli import main
 from mlic.codec import encode_picture
 from mlic.errors import MlicError, ResultsError
 from mlic.evaluate import evaluate, find_pictures, model_codec, peer_codec
+from mlic.layers import has_bfloat16
 from mlic.metrics import ms_ssim, ms_ssim_db, psnr
 from mlic.peers import PEERS, find_peer, nearest_in_size
 from mlic.pictures import Picture
@@ -37,7 +38,8 @@ def measured(path, *, quality=30.0, psnr=30.0):
             "decode_peak_mib": 1.0, "points": [point | {"encode_s": 0.1, "decode_s": 0.1}]}  # fmt: skip
 
 
-def test_a_model_is_measured_on_real_files(tmp_path, photo, small_models):
+def test_a_model_is_measured_on_real_files(tmp_path, photo, small_models, monkeypatch):
+    monkeypatch.setattr(refine, "has_bfloat16", has_bfloat16)  # as in the processes that measure
     pixels = np.tile(photo, (3, 2, 1))[:165, :170]
     Image.fromarray(pixels).save(tmp_path / "x.png")
     weights = tmp_path / "fast.safetensors"
