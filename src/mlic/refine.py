@@ -33,7 +33,9 @@ LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 5
 JUMP = 2.0  # times its error: what a block may not take in one step
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
-HALF = 2  # passes left at which the entropy model's nets leave bfloat16, where a device is faster in it; g_s never does
+# Passes left, from where on the entropy model's nets are in float32. Before, and g_s to the end, they are in bfloat16 where
+# that is faster.
+FLOAT32_FROM = 2
 # Pixels: larger parts are searched block by block, each with 64 pixels of its neighbours, so that memory stays bounded
 BLOCK = 768
 
@@ -129,7 +131,7 @@ class Search:
             else:  # the step was too long: half of it, from where it began
                 length /= 2
             now = tuple(start + length * left / passes * (end - start) for start, end in zip(best, target))
-            del relaxed, errors_now, bits  # so here
+            del relaxed, errors_now, bits  # here, too
         return best
 
     def _look(
@@ -139,7 +141,7 @@ class Search:
         each 16x16 block, (1, 1, h/16, w/16); and the bits.
         """
         relaxed = Relaxed(*now, self.model.config.slices, self.gaussian)
-        with self._half(left > HALF):
+        with self._half(left > FLOAT32_FROM):
             y_hat = self.model.code(relaxed, level)
         with self._half(True):
             x_hat = self.model.synthesise(y_hat, level)
