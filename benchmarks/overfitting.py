@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from mlic.bdrate import compare_curves
-from mlic.data import find_pictures
+from mlic.data import find_pictures, read_rgb
 from mlic.model import CompressionModel
-from mlic.pictures import read_picture
-from mlic.validation import rate_and_mse
+from mlic.validation import reconstruct
 from mlic.weights import load_model
 
 LEVELS = (15.0, 31.0, 47.0, 60.0)
@@ -31,9 +30,8 @@ LEVELS = (15.0, 31.0, 47.0, 60.0)
 def curve(model: CompressionModel, x: torch.Tensor) -> list[tuple[float, float]]:
     points = []
     for level in LEVELS:
-        x_hat, estimate = model(x, torch.tensor([level]), noisy=False)
-        bpp, mse = rate_and_mse(x, x_hat.clamp(0, 1), estimate.y_bits + estimate.z_bits)
-        points.append((bpp.item(), -10 * math.log10(mse.item())))
+        _, bpp, psnr = reconstruct(model, x, level)
+        points.append((bpp.item(), psnr.item()))
     return points
 
 
@@ -51,7 +49,7 @@ def main(new: str, old: str, trained: Path, others: tuple[Path, ...], pictures: 
     for index, folder in enumerate((trained, *others)):
         paths = find_pictures([folder])
         for path in random.Random(0).sample(paths, min(pictures, len(paths))):
-            pixels = torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1)[None].float() / 255
+            pixels = torch.from_numpy(read_rgb(path)).permute(2, 0, 1)[None].float() / 255
             top, left = ((side - 512) // 2 for side in pixels.shape[2:])
             if min(top, left) < 0:
                 continue

@@ -35,7 +35,7 @@ def middle(bank: PictureBank, index: int, size: int) -> Tensor:
     return picture[None, :, top : top + height, left : left + width].float() / 255
 
 
-def _code(model: CompressionModel, x: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(model: CompressionModel, x: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
     """Without noise: (reconstructions, bits per pixel, PSNR), the last two (B,)."""
     at = torch.full((len(x),), level, device=x.device) if model.config.variable_rate else None
     x_hat, estimate = model(x, at, noisy=False)
@@ -49,7 +49,7 @@ def validate(model: CompressionModel, bank: PictureBank, levels: tuple[float, ..
     """Mean bpp and PSNR at each level, without noise, on the middle of each picture (at most `size` pixels a side)."""
     rows = []
     for level in levels:
-        seen = [_code(model, x, level)[1:] for x in _middles(bank, size)]
+        seen = [reconstruct(model, x, level)[1:] for x in _middles(bank, size)]
         bpp, psnr = (torch.cat(values).mean().item() for values in zip(*seen))
         rows.append({"level": level, "bpp": bpp, "psnr": psnr})
     return rows
@@ -88,7 +88,7 @@ def panel(model: CompressionModel, bank: PictureBank, *, count: int = 4, size: i
     rows = []
     for index in range(min(count, len(bank))):
         x = middle(bank, index, size)
-        shown = torch.cat([x, *(_code(model, x, level)[0] for level in dict.fromkeys(validation_levels(model, 3)))], 3)
+        shown = torch.cat([x, *(reconstruct(model, x, level)[0] for level in dict.fromkeys(validation_levels(model, 3)))], 3)
         cell = torch.zeros(3, size, shown.shape[3] // x.shape[3] * size)
         for i, part in enumerate(shown[0].cpu().split(x.shape[3], 2)):
             cell[:, : part.shape[1], i * size : i * size + part.shape[2]] = part
