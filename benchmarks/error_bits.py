@@ -22,7 +22,7 @@ from mlic.weights import load_model
 @click.option("--size", default=256, show_default=True, help="Pixels a side of the middles.")
 @click.option("--bits", multiple=True, type=float, default=(40, 25, 20, 15, 12, 9), show_default=True)
 def main(weights: str, pictures: str, size: int, bits: tuple[float, ...]) -> None:
-    model, bank = load_model(weights).eval(), PictureBank([pictures], smallest=STRIDE)
+    model, bank = load_model(weights), PictureBank([pictures], smallest=STRIDE)
 
     def curve(error_bits: float | None) -> list[tuple[float, float]]:
         model.gaussian.error_bits = error_bits

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mlic.bdrate import bd_rate
 from mlic.codec import encode_picture
 from mlic.metrics import psnr
-from mlic.pictures import read_picture
+from mlic.pictures import read_pixels
 from mlic.weights import load_model
 
 
@@ -28,7 +28,7 @@ from mlic.weights import load_model
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def main(folder: Path, qualities: tuple[float, ...], model: str, output: Path | None) -> None:
     network = load_model(model)
-    pictures = [read_picture(path) for path in sorted(folder.glob("*.png"))]
+    pictures = [read_pixels(path) for path in sorted(folder.glob("*.png"))]
     curves: dict[str, list[list[float]]] = {"exact": [], "float": []}
     for quality in tqdm(qualities, unit="quality"):
         for name, curve in curves.items():

@@ -36,7 +36,7 @@ def main(checkpoint: str, pictures: str, model: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "half.safetensors"
         save_weights(path, whole, half=True)  # rounds `whole` itself, too
-        after = curve(load_model(str(path)).eval())
+        after = curve(load_model(str(path)))
     print("| bpp, float32 | float16 | PSNR dB, float32 | float16 |\n| ---: | ---: | ---: | ---: |")
     for (rate, psnr), (half_rate, half_psnr) in zip(before, after):
         print(f"| {rate:.5f} | {half_rate:.5f} | {psnr:.4f} | {half_psnr:.4f} |")

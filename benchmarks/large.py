@@ -9,6 +9,7 @@ of so many megapixels, a mosaic of the given ones: seconds and peak memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ from PIL import Image
 from mlic.bdrate import bd_rate
 from mlic.codec import encode_picture
 from mlic.metrics import psnr
-from mlic.pictures import read_picture
+from mlic.pictures import read_pixels
 from mlic.weights import load_model
 
 QUALITIES = (20, 40, 60, 80)
@@ -41,13 +42,13 @@ def seam_gap(error: np.ndarray, tile: int) -> float:
 
 
 def cost_of_tiles(path: Path, tile: int, effort: int | None) -> dict:
-    model, picture = load_model("fast"), read_picture(path)
+    model, picture = load_model("fast"), read_pixels(path)
     curves: dict[str, list] = {"one": [], "tiles": []}
     gaps: dict[str, list] = {"one": [], "tiles": []}
     for quality in QUALITIES:
         for name, side in (("one", 0), ("tiles", tile)):
             coded = encode_picture(model, picture, quality, tile=side, effort=effort, reconstruct=True)
-            error = (coded.reconstruction.astype(np.float32) - picture.pixels).__pow__(2).mean(2)
+            error = np.square(coded.reconstruction.astype(np.float32) - picture.pixels).mean(2)
             bpp = 8 * len(coded.data) / error.size
             curves[name].append((bpp, psnr(coded.reconstruction, picture.pixels)))
             gaps[name].append(seam_gap(error, tile))
@@ -73,10 +74,9 @@ def giant(paths: list[Path], megapixels: float, effort: int | None, folder: Path
     width, height = 4 * side, 3 * side
     mosaic, x, y, row = Image.new("RGB", (width, height)), 0, 0, 0
     pictures = [Image.open(path).convert("RGB") for path in paths]
-    for i in range(10**6):
+    for part in itertools.cycle(pictures):
         if y >= height:
             break
-        part = pictures[i % len(pictures)]
         mosaic.paste(part, (x, y))
         x, row = x + part.width, max(row, part.height)
         if x >= width:

@@ -52,7 +52,7 @@ def main(pictures: str, keep: tuple[int, ...]) -> None:
     print("| ---: " * (len(STEPS) + 3) + "|")
     for count, points in curves.items():
         cells = [f"{rate:.3f} bpp, {quality:.2f} dB" for rate, quality in points]
-        delta = compare_curves(sorted(curves[keep[0]]), sorted(points)).rate_cubic
+        delta = compare_curves(curves[keep[0]], points).rate_cubic
         print(f"| {count} | {psnr(coefficients[:, :count]):.1f} dB | {' | '.join(cells)} | {delta:+.1f}% |")
 
 

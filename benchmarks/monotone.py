@@ -16,7 +16,7 @@ import numpy as np
 
 from mlic.codec import encode_picture
 from mlic.metrics import psnr
-from mlic.pictures import read_picture
+from mlic.pictures import read_pixels
 from mlic.weights import load_model
 
 
@@ -30,7 +30,7 @@ def main(pictures: tuple[Path, ...], step: int, model: str, output: Path | None)
     qualities = [*range(1, 100, step), 100]
     rates, wrong = [], []
     for path in pictures:
-        content, before, rate = read_picture(path), (0, 0.0), []
+        content, before, rate = read_pixels(path), (0, 0.0), []
         for quality in qualities:
             encoded = encode_picture(network, content, quality, reconstruct=True)
             now = (len(encoded.data), psnr(encoded.reconstruction, content.pixels))

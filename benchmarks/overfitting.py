@@ -49,10 +49,11 @@ def main(new: str, old: str, trained: Path, others: tuple[Path, ...], pictures: 
     for index, folder in enumerate((trained, *others)):
         paths = find_pictures([folder])
         for path in random.Random(0).sample(paths, min(pictures, len(paths))):
-            pixels = torch.from_numpy(read_rgb(path)).permute(2, 0, 1)[None].float() / 255
-            top, left = ((side - 512) // 2 for side in pixels.shape[2:])
-            if min(top, left) < 0:
+            picture = read_rgb(path)
+            if picture is None or min(picture.shape[:2]) < 512:
                 continue
+            pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+            top, left = ((side - 512) // 2 for side in pixels.shape[2:])
             x = pixels[:, :, top : top + 512, left : left + 512]
             was, now = curve(before, x), curve(after, x)
             bits, decibel = math.log(was[1][0]), was[1][1]

@@ -103,7 +103,7 @@ def test_nonsense_is_refused(points):
 def test_published_points_are_complete():
     for dataset in datasets():
         for curve in published_curves(dataset.name).values():
-            assert curve.source and len(curve.points) >= 4 and len(curve.ms_ssim) == len(curve.points)
+            assert curve.source and len(curve.points) >= 4 and len(curve.ms_ssim_db) == len(curve.points)
             assert list(curve.points) == sorted(curve.points)
     with pytest.raises(ResultsError, match="no published curves of 'lena'; there are kodak"):
         published_curves("lena")

@@ -112,6 +112,18 @@ def test_nothing_measured_is_told():
     assert "| B | - |" in as_markdown(comparison)
 
 
+def test_an_anchor_without_points_is_an_error():
+    with pytest.raises(ResultsError, match="curve called 'a' has no points: no picture of its results was measured"):
+        compare([results("a", failed=2), results("b")], anchor="a", published=())
+
+
+def test_the_measured_come_before_the_published(monkeypatch):
+    monkeypatch.setattr(comparing, "dataset_of", lambda digests: next(d for d in datasets() if d.name == "kodak"))
+    for anchor in ("vtm-17.0", "evc-ll"):
+        (row,) = (row for row in compare([results("evc-ll")], anchor=anchor).rows if row.curve.name == "evc-ll")
+        assert row.curve.kind == "peer" and row.curve.points == tuple(POINTS)
+
+
 def test_models_of_one_rate_make_one_curve():
     single = [results("m", [point], kind="model", one_rate=True) for point in better()]
     comparison = compare([results("a"), *single], anchor="a", published=())

@@ -94,6 +94,10 @@ MISFITS = {
         lambda t: t.update({"entropy_bottleneck.quantiles": torch.zeros(192)}),
         r"quantiles is \(192,\)",
     ),
+    "not-finite": (
+        lambda t: t.update({"entropy_bottleneck._bias0": torch.full((192, 3, 1), torch.nan)}),
+        "prior.biases.0 holds numbers that are not finite",
+    ),
     "empty": (lambda t: t.clear(), "no entropy_bottleneck.quantiles"),
 }
 

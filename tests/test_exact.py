@@ -415,6 +415,28 @@ def test_layers_without_an_exact_form_are_refused(layer):
         make_exact(nn.Sequential(nn.Conv2d(8, 8, 1), layer))
 
 
+class PreActivation(nn.Module):
+    """A part of one's own, with a sum, a ReLU before its convolution and a buffer off the grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation, self.conv = nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)
+        self.register_buffer("place", torch.full((1, 8, 1, 1), 1 / 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(self.activation(x)) + self.place
+
+
+@torch.inference_mode()
+def test_a_part_of_ones_own():
+    torch.manual_seed(0)
+    net, x = PreActivation(), to_grid(torch.randn(1, 8, 6, 7, dtype=torch.float64))
+    before = x.clone()
+    y = make_exact(net)(x)
+    assert torch.equal(x, before) and torch.equal(y, to_grid(y))
+    assert (y - net.double()(x)).abs().max() < 2.0 ** (2 - FRACTION)
+
+
 def test_a_single_channel_is_no_depthwise_convolution():
     layer, x = nn.Conv2d(1, 1, 3, padding=1), to_grid(torch.rand(1, 1, 6, 7, dtype=torch.float64))
     assert (make_exact(layer)(x) - layer.double()(x)).abs().max() < 2.0**-10

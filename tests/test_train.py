@@ -420,6 +420,9 @@ def test_slices_are_added_at_the_end_only(small_models):
     for slices in (given.config.slices[:-1], (16, *given.config.slices)):
         with pytest.raises(ValueError, match="another shape"):
             begun(dataclasses.replace(given.config, slices=slices), given)
+    given = small_models["mlic"]
+    with pytest.raises(ValueError, match="another shape"):  # its transforms would not begin as they were
+        begun(dataclasses.replace(given.config, slices=(*given.config.slices, 16)), given)
 
 
 def test_every_step_sees_the_whole_range_of_levels(folder, tmp_path, config, monkeypatch):
@@ -524,9 +527,19 @@ def test_lines_are_in_the_log_whole_or_not_at_all(tmp_path, monkeypatch):
             assert step in (1, 3)
     assert list(read_log(tmp_path / "log.csv")["step"]) == [2, 4]
     (tmp_path / "log.csv").write_bytes(b"step,lo")
-    log.go_on_from(4)
+    log = RunLog(tmp_path, step=4)
     log.line({"step": 5, "loss": 0.5})
     assert list(read_log(tmp_path / "log.csv")["step"]) == [5]
+
+
+def test_a_run_resumed_from_before_its_validations_can_be_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    log = RunLog(tmp_path)
+    for step in (50, 100):
+        log.line({"step": step, "seconds": step / 10, "loss": 0.5, "bpp": 0.3, "mse": 1e-3, "learning_rate": 1e-3})
+    log.validation([{"level": 0, "bpp": 0.1, "psnr": 30}], np.zeros((8, 8, 3), np.uint8), step=100, seconds=10)
+    RunLog(tmp_path, step=50)
+    assert plot(tmp_path) == tmp_path / "run.png"
 
 
 def test_a_checkpoint_that_is_none_or_another_model_s(folder, tmp_path, config):
@@ -667,6 +680,8 @@ def test_schedule():
     config = settings("", "", warmup=0.1, decay=0.4, lr=1.0, lr_end=0.1)
     assert learning_rate(config, 0) < 0.05 and learning_rate(config, 0.5) == 1.0
     assert learning_rate(config, 0.8) == pytest.approx(0.55) and learning_rate(config, 1.0) == pytest.approx(0.1)
+    config = dataclasses.replace(config, lr=0.05)
+    assert learning_rate(config, 0.8) == learning_rate(config, 1.0) == 0.05, "it never rises"
 
 
 def test_larger_crops_at_the_end(folder, tmp_path, config):

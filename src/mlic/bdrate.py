@@ -41,8 +41,8 @@ class Delta:
 def bd_rate(anchor: Points, test: Points, *, method: Method = "cubic") -> float:
     """Mean rate difference of `test` to `anchor` at equal PSNR, in percent; negative: `test` needs fewer bits.
 
-    Points are (rate, PSNR) pairs: rate in any unit above 0, PSNR in dB. Raises MlicError for too few points (2, for
-    the cubic fit 4), rates that are not positive, or no common PSNR.
+    Points are (rate, PSNR) pairs: rate in any unit above 0, PSNR in dB. Raises MlicError for fewer than two
+    points, for the cubic fit four, rates that are not positive, or no common PSNR.
 
     >>> anchor = [(0.1, 29), (0.2, 31), (0.4, 34), (0.8, 37)]
     >>> round(bd_rate(anchor, [(0.9 * rate, psnr) for rate, psnr in anchor]), 6)
@@ -116,10 +116,11 @@ def compare_curves(anchor: Points, test: Points) -> Delta:
 def _points(points: Points) -> np.ndarray:
     """(N, 2) float64, sorted by rate."""
     array = np.asarray(points, np.float64)
+    if len(array) < 2:
+        has = "one quality point only" if len(array) else "no point"
+        raise MlicError(f"a BD-rate needs a curve, and this one has {has}: measure at least 4")
     if array.ndim != 2 or array.shape[1] != 2:
         raise MlicError(f"a curve is a list of (rate, PSNR) pairs, not an array of shape {array.shape}")
-    if len(array) < 2:
-        raise MlicError("a BD-rate needs a curve, and this one has one quality point only: measure at least 4")
     if not (np.isfinite(array).all() and (array[:, 0] > 0).all()):
         raise MlicError("every point of a curve needs a rate above 0 and a finite PSNR")
     return array[np.lexsort((array[:, 1], array[:, 0]))]
@@ -128,7 +129,8 @@ def _points(points: Points) -> np.ndarray:
 def _monotony(points: np.ndarray) -> list[str]:
     for (_, before), (_, after) in zip(points, points[1:]):
         if after <= before:
-            return [f"not monotone: PSNR falls from {before:.2f} to {after:.2f} dB as the rate rises"]
+            falls = f"falls from {before:.2f} to {after:.2f} dB" if after < before else f"stays at {before:.2f} dB"
+            return [f"not monotone: PSNR {falls} as the rate rises"]
     return []
 
 

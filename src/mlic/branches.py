@@ -8,7 +8,6 @@ which nothing waits for before the optimiser does, and the optimiser's own produ
 from __future__ import annotations
 
 import contextlib
-import functools
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +73,6 @@ def branch_convolutions(model: nn.Module, names: set[str], branches: Branches) -
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and name in names:
             settings = (module.stride, module.padding, module.dilation, module.groups)
-            module._conv_forward = functools.partial(_convolve, settings=settings, branches=branches)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, *, settings: tuple, branches: Branches) -> Tensor:
-    return _Convolution.apply(x.to(weight.dtype), weight, bias, settings, branches)
+            module._conv_forward = lambda x, weight, bias, settings=settings: _Convolution.apply(
+                x.to(weight.dtype), weight, bias, settings, branches
+            )

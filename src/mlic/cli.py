@@ -35,6 +35,17 @@ threads_option = click.option("-j", "--threads", type=click.IntRange(1), help="C
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite existing outputs.")
 
 
+def together(*options):
+    """Several of click's decorators as one, shown in this order."""
+
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -110,6 +121,8 @@ def _device(name: str) -> str:
 def _fail(source: Path | None, error: Exception | str) -> None:
     """One line on stderr, red on a terminal unless NO_COLOR is set."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if source is None and isinstance(error, OSError) and error.filename:
+        text = f"{os.fspath(error.filename)}: {text}"
     _say(source, text, None if os.environ.get("NO_COLOR") else "red")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli import INPUT, INTERRUPTED, FileName, _device, _fail, _say, _set_threads, device_option, force_option, main
+from .cli import INPUT, INTERRUPTED, FileName, _device, _fail, _say, _set_threads, device_option, force_option, main, together
 from .errors import MlicError
 from .folders import Job, picture_extensions, plan_jobs
 
@@ -65,23 +65,17 @@ def _kind(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     return f".{value.lower().removeprefix('.')}"
 
 
-def _job_options(command):
-    """What `mlic encode` and `mlic decode` have in common."""
-    for option in reversed(
-        [
-            click.argument("inputs", nargs=-1, required=True, type=INPUT, metavar="IN..."),
-            output_option,
-            force_option,
-            device_option,
-            click.option("-j", "--threads", type=click.IntRange(1), help=THREADS),
-            click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a Ray cluster."),
-            click.option("--ray-address", metavar="ADDRESS", help="Default: the cluster Ray finds, or a new one."),
-            click.option("-v", "--verbose", is_flag=True, help="A line on each file: sizes, bits per pixel, seconds."),
-            click.option("--quiet", is_flag=True, help="Say nothing but errors."),
-        ]
-    ):
-        command = option(command)
-    return command
+_job_options = together(  # what `mlic encode` and `mlic decode` have in common
+    click.argument("inputs", nargs=-1, required=True, type=INPUT, metavar="IN..."),
+    output_option,
+    force_option,
+    device_option,
+    click.option("-j", "--threads", type=click.IntRange(1), help=THREADS),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a Ray cluster."),
+    click.option("--ray-address", metavar="ADDRESS", help="Default: the cluster Ray finds, or a new one."),
+    click.option("-v", "--verbose", is_flag=True, help="A line on each file: sizes, bits per pixel, seconds."),
+    click.option("--quiet", is_flag=True, help="Say nothing but errors."),
+)
 
 
 @main.command()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .cli import _fail, _say, _set_threads, device_option, force_option, main, threads_option
+from .cli import _device, _fail, _say, _set_threads, device_option, force_option, main, threads_option, together
 from .errors import MlicError
 
 PATH = click.Path(path_type=Path)
@@ -19,7 +19,7 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @main.command("eval")
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGES...")
 @click.option("--model", metavar="NAME|FILE", help="Model to measure. Default: fast.")
-@click.option("--codec", metavar="NAME", help="Or another codec: jpeg, webp, avif, jxl, jpeg2000, heic, x265, vvc.")
+@click.option("--codec", metavar="NAME", help="Or: jpeg, jpeg-420, webp, avif, jxl, jpeg2000, heic, x265, vvc.")
 @click.option(
     "-q", "--quality", "qualities", multiple=True, type=float, help="May be repeated. Default: 6 to 8 over the range."
 )
@@ -40,7 +40,6 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
     Every picture goes through real files, encoded and decoded by two processes. Failures are reported and kept in the
     results; the exit code is then 1.
     """
-    from .cli import _device
     from .evaluate import MODEL_QUALITIES, model_codec, peer_codec
 
     if codec and (model or effort is not None or name):
@@ -51,10 +50,10 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
     qualities = tuple(dict.fromkeys(qualities))
     try:
         if codec:
-            from .peers import find_peer
+            from .peers import PEERS
 
             entry, run = peer_codec(codec)
-            qualities = qualities or find_peer(codec).qualities
+            qualities = qualities or PEERS[codec].qualities
         else:
             try:
                 entry, run = model_codec(model or "fast", device=_device(device), name=name, effort=effort)
@@ -77,21 +76,15 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
         sys.exit(1)
 
 
-def _curve_options(command):
-    """What `mlic compare` and `mlic report` have in common."""
-    for option in reversed(
-        [
-            click.argument("results", nargs=-1, type=OUTPUT, metavar="RESULTS..."),
-            click.option("--anchor", default="vtm-17.0", show_default=True, metavar="NAME", help="Measured or published."),
-            click.option("--codecs", default="", metavar="A,B,...", help="Others, measured on --images if not in RESULTS."),
-            click.option("--images", multiple=True, type=PATH, metavar="FILE|DIR", help="May be repeated."),
-            click.option("--folder", default="results", show_default=True, type=PATH, help="Where results of --codecs go."),
-            click.option("--published", metavar="A,B,...", help="Published curves to show. Default: a few; 'all' or 'none'."),
-            click.option("--dataset", metavar="NAME", help="kodak, tecnick or clic-pro-val, where not told by the pictures."),
-        ]
-    ):
-        command = option(command)
-    return command
+_curve_options = together(  # what `mlic compare` and `mlic report` have in common
+    click.argument("results", nargs=-1, type=OUTPUT, metavar="RESULTS..."),
+    click.option("--anchor", default="vtm-17.0", show_default=True, metavar="NAME", help="Measured or published."),
+    click.option("--codecs", default="", metavar="A,B,...", help="Others, measured on --images if not in RESULTS."),
+    click.option("--images", multiple=True, type=PATH, metavar="FILE|DIR", help="May be repeated."),
+    click.option("--folder", default="results", show_default=True, type=PATH, help="Where results of --codecs go."),
+    click.option("--published", metavar="A,B,...", help="Published curves to show. Default: a few; 'all' or 'none'."),
+    click.option("--dataset", metavar="NAME", help="kodak, tecnick or clic-pro-val, where not told by the pictures."),
+)
 
 
 @main.command("compare")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
 import json
 import sys
 from pathlib import Path
@@ -95,27 +95,28 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
     mlic demo
     mlic demo photo.png -q 20 -q 60 -o beside.png
     """
-    from PIL import Image
+    import numpy as np
 
     from .demo import comparison_picture, format_table, run_demo
-    from .pictures import read_picture
-    from .saving import to_pillow, write_whole
+    from .pictures import Picture, read_picture
+    from .saving import format_of, picture_bytes, to_pillow, write_whole
 
     image = image or Path(__file__).parent / "samples" / "kodim23.png"
     if output.exists() and image.exists() and output.samefile(image):
         raise click.UsageError(f"{output} is the picture itself: give another -o")
     try:
-        picture: Image.Image = to_pillow(dataclasses.replace(read_picture(image), grey=False, alpha=None))
+        pixels = np.asarray(to_pillow(dataclasses.replace(read_picture(image), grey=False, alpha=None)))
         check_target(output, force=True)
+        format_of(output.suffix)
         if not _load(model, "cpu", threads).config.variable_rate:
             raise click.UsageError(f"the demo needs a model for all rates, not {model!r}")
-        qualities = qualities or (10, 30, 50, 70, 90)
-        rows = run_demo(picture, qualities=qualities, model=model, progress=lambda line: click.echo(line, err=True))
-        click.echo(f"{image.name}, {picture.width}x{picture.height}\n\n{format_table(rows)}")
-        sheet = comparison_picture(picture, quality=sorted(qualities)[len(qualities) // 3], model=model)
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
-        write_whole(output, buffer.getvalue())
+        qualities = tuple(dict.fromkeys(qualities)) or (10, 30, 50, 70, 90)
+        shown = sorted(qualities)[len(qualities) // 3]
+        say = functools.partial(click.echo, err=True)
+        rows = run_demo(pixels, qualities=qualities, model=model, keep=shown, progress=say)
+        click.echo(f"{image.name}, {pixels.shape[1]}x{pixels.shape[0]}\n\n{format_table(rows)}")
+        sheet = comparison_picture(pixels, [row for row in rows if row.pixels is not None])
+        write_whole(output, picture_bytes(Picture(np.asarray(sheet)), output.suffix))
     except (MlicError, OSError) as error:
         _fail(image, error)
         sys.exit(1)

@@ -47,7 +47,7 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--bf16/--no-bf16", default=None, help="Default: where the device has units for bfloat16.")
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
 @click.option("--branches", default=4, show_default=True, type=click.IntRange(0), help="CUDA streams beside the first.")
-@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 @device_option
 @threads_option
 def train(data, val, out, device, resume, take_over, **settings) -> None:

@@ -9,29 +9,10 @@ from typing import Any
 
 from .bdrate import Delta, compare_curves
 from .errors import MlicError, ResultsError
-from .published import PublishedCurve, dataset_of, datasets, published_curves
+from .published import Curve, dataset_of, datasets, published_curves
 from .results import Results, notes_on
 
 PUBLISHED = ("vtm-17.0", "mlic-published", "mlic+-published", "mlic++-published", "evc-ll", "hpcm-large")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A codec's curve, however it was come by. `points` are (bpp, PSNR in dB); seconds are per megapixel, measured."""
-
-    name: str
-    label: str
-    kind: str  # "model", "peer" or "published"
-    source: str
-    points: tuple[tuple[float, float], ...]
-    ms_ssim_db: tuple[float | None, ...]
-    qualities: tuple[float | None, ...] = ()
-    encode_s: float | None = None
-    decode_s: float | None = None
-    peak_mib: tuple[float | None, float | None] = (None, None)  # encoding, decoding
-    disturbed: bool = False
-    settings: str = ""
-    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +22,11 @@ class Row:
     curve: Curve
     delta: Delta | None
     problem: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """BD-rate in percent, of the cubic fit where there is one."""
+        return self.delta and (self.delta.rate_pchip if self.delta.rate_cubic is None else self.delta.rate_cubic)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +53,8 @@ def compare(
 
     Published curves are only used where the results are of the very pictures of their data set, or, for a data set
     whose pictures we do not know, of as many and `dataset` says so. A curve has deltas where its means are over the same
-    pictures as the anchor's, none having failed. Raises ResultsError for another `dataset`, results of different pictures,
-    two of one name, or an unknown anchor.
+    pictures as the anchor's, none having failed. Measured curves come before published ones of the same name. Raises
+    ResultsError for another `dataset`, results of different pictures, two of one name, or an anchor unknown or without points.
     """
     notes = list(notes)
     pictures = _pictures(results)
@@ -76,8 +62,8 @@ def compare(
     curves = _measured_curves(results)
     if dataset:
         available = published_curves(dataset)
-        wanted = [anchor, *published] if anchor not in curves else published
-        curves |= {name: _published_curve(available[name]) for name in dict.fromkeys(wanted) if name in available}
+        wanted = dict.fromkeys([anchor, *published])
+        curves = {name: available[name] for name in wanted if name in available} | curves
         if absent := [name for name in published if name not in available]:
             notes.append(f"not published for {dataset}: {', '.join(absent)}")
     if anchor not in curves:
@@ -87,6 +73,8 @@ def compare(
         elif more := [name for name in published_curves(dataset) if name not in curves]:
             there += f", and published {', '.join(more)}"
         raise ResultsError(f"no curve called {anchor!r}: {there}")
+    if not curves[anchor].points:
+        raise ResultsError(f"the curve called {anchor!r} has no points: no picture of its results was measured")
     means_over = {name: {frozenset(pictures)} for name in curves if curves[name].kind == "published"}
     for result in results:
         means_over.setdefault(result.codec["name"], set()).add(frozenset(p["picture"] for p in result.complete()))
@@ -136,7 +124,7 @@ def remarks(comparison: Comparison) -> list[str]:
     """Every warning and note, a line each."""
     lines = list(comparison.notes)
     for row in comparison.rows:
-        texts = [row.problem] if row.problem else list(row.delta.warnings if row.delta else ())
+        texts = row.delta.warnings if row.delta else (row.problem,)
         lines += [f"{row.curve.label}: {text}" for text in (*texts, *row.curve.notes)]
     if any(row.curve.disturbed for row in comparison.rows):
         lines.append("* taken beside other work on the machine: an upper bound, not for comparing speed")
@@ -195,8 +183,7 @@ def _row(anchor: Curve, curve: Curve, *, alike: bool) -> Row:
 
 
 def _order(row: Row) -> tuple[bool, float]:
-    value = None if row.delta is None else row.delta.rate_cubic if row.delta.rate_cubic is not None else row.delta.rate_pchip
-    return value is None, value or 0.0
+    return row.rate is None, row.rate or 0.0
 
 
 def _pictures(results: Sequence[Results]) -> dict[str, str]:
@@ -270,20 +257,6 @@ def _measured_curve(name: str, group: Sequence[Results]) -> Curve:
         disturbed=any(result.disturbed for result in group),
         settings=settings,
         notes=tuple(dict.fromkeys(n for r in group for n in notes_on(r) if not n.startswith("times"))),
-    )
-
-
-def _published_curve(curve: PublishedCurve) -> Curve:
-    from .metrics import ms_ssim_db
-
-    return Curve(
-        name=curve.name,
-        label=curve.label,
-        kind="published",
-        source=curve.source,
-        points=curve.points,
-        ms_ssim_db=tuple(None if value is None else ms_ssim_db(value) for value in curve.ms_ssim),
-        notes=(curve.note,) if curve.note else (),
     )
 
 

@@ -90,5 +90,7 @@ def import_mlicpp(tensors: dict[str, Tensor]) -> CompressionModel:
         first = f"{wrong[0]} is {found.get(wrong[0], 'missing')}, needed {expected.get(wrong[0], 'nothing')}"
         old = " (weights older than 2024-04 have another synthesis and are not supported)" if "g_s." in first else ""
         raise WeightsError(f"not a checkpoint of MLIC++ as published: {len(wrong)} tensors differ; {first}{old}")
+    if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
+        raise WeightsError(f"{bad} holds numbers that are not finite")
     model.load_state_dict(state, assign=True)
     return model.eval()

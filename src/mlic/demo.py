@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from .metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_db, psnr
 from .peers import PEERS, nearest_in_size
@@ -18,10 +18,10 @@ _RIVALS = {"JPEG": ("jpeg", "jpeg-420"), "WebP": ("webp",), "AVIF": ("avif",)}  
 
 @dataclass(frozen=True)
 class Row:
-    """One codec at one setting: ``bytes`` is the real file size, ``bpp`` bits per pixel, times are wall-clock seconds.
+    """One codec at one setting: `bytes` is the real file size, `bpp` bits per pixel, times are wall-clock seconds.
 
-    ``psnr`` and ``ms_ssim_db`` are in dB; both MS-SSIM fields are None for a picture too small for MS-SSIM. ``pixels``, where
-    they are kept, are what the file decodes to, (H, W, 3) uint8.
+    `psnr` is in dB; `ms_ssim` is None for a picture too small for it. `pixels`, where they are kept, are what the file
+    decodes to, (H, W, 3) uint8.
     """
 
     codec: str
@@ -30,47 +30,44 @@ class Row:
     bpp: float
     psnr: float
     ms_ssim: float | None
-    ms_ssim_db: float | None
     encode_s: float
     decode_s: float
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 def run_demo(
-    image: Image.Image,
+    original: np.ndarray,
     *,
     qualities: Sequence[int] = (10, 30, 50, 70, 90),
     model: str = "fast",
+    keep: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Compress a picture with mlic and, at the nearest size each can reach, with JPEG, WebP and AVIF.
 
     For every quality the rows are mlic's and then one per other codec. The other codecs' quality is the one whose file
     is nearest in size to mlic's: compare the bytes before the dB, for at the ends of its range a codec may have
-    nothing near. Their settings are those of `mlic eval`, for JPEG the better of 4:4:4 and 4:2:0. Pixels are compared
-    as 8-bit RGB, after applying an EXIF rotation and dropping alpha. One untimed run comes first, so that mlic's times
-    do not include loading the model.
+    nothing near. Their settings are those of `mlic eval`, for JPEG the better of 4:4:4 and 4:2:0. One untimed run
+    comes first, so that mlic's times do not include loading the model.
 
     Args:
-        image: any Pillow image; at least 161 pixels a side to have MS-SSIM.
+        original: (H, W, 3) uint8, RGB; at least 161 pixels a side to have MS-SSIM.
         qualities: mlic's qualities to try.
         model: name of the mlic model.
+        keep: the one of them whose rows keep their pixels.
         progress: called with a line of text before each quality, and once for each codec that is skipped because this
             Pillow cannot write it.
     """
-    picture = _rgb(image)
-    original = np.asarray(picture)
-    say = progress or (lambda line: None)
-    for reason in _missing().values():
+    say, missing = progress or (lambda line: None), _missing()
+    for reason in missing.values():
         say(f"skipped: {reason}")
-    _code_mlic(picture.crop((0, 0, min(64, picture.width), min(64, picture.height))), 50, model)
+    _code_mlic(original[:64, :64], 50, model)
     rows = []
     for quality in qualities:
         say(f"quality {quality}: mlic, then the other codecs at its file size")
-        for row in _code_all(picture, quality, model):
-            similarity = ms_ssim(original, row.pixels) if min(picture.size) >= MS_SSIM_MIN_SIDE else None
-            decibel = None if similarity is None else ms_ssim_db(similarity)
-            rows.append(replace(row, ms_ssim=similarity, ms_ssim_db=decibel, pixels=None))
+        ours = _code_mlic(original, quality, model)
+        others = [_code_nearest(original, codec, ours.bytes) for codec in _RIVALS if codec not in missing]
+        rows += [row if quality == keep else replace(row, pixels=None) for row in (ours, *others)]
     return rows
 
 
@@ -79,10 +76,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
     The column "vs mlic" is the file size relative to the mlic row above.
 
-    >>> print(format_table([Row("mlic", "q50 fast", 2000, 0.5, 31.25, 0.99, 20.0, 0.12, 0.25),
-    ...                     Row("JPEG", "q41 4:2:0", 2100, 0.525, 29.5, None, None, 0.004, 0.002),
-    ...                     Row("WebP", "q30", 1990, 0.4975, 30.5, None, None, 0.004, 0.002),
-    ...                     Row("AVIF", "q44 4:4:4", 2000, 0.5, 31.0, None, None, 0.4, 0.02)]))
+    >>> print(format_table([Row("mlic", "q50 fast", 2000, 0.5, 31.25, 0.99, 0.12, 0.25),
+    ...                     Row("JPEG", "q41 4:2:0", 2100, 0.525, 29.5, None, 0.004, 0.002),
+    ...                     Row("WebP", "q30", 1990, 0.4975, 30.5, None, 0.004, 0.002),
+    ...                     Row("AVIF", "q44 4:4:4", 2000, 0.5, 31.0, None, 0.4, 0.02)]))
     codec  setting    bytes  vs mlic    bpp  PSNR dB  MS-SSIM  MS-SSIM dB  encode s  decode s
     mlic   q50 fast   2,000           0.500    31.25  0.99000       20.00     0.120     0.250
     JPEG   q41 4:2:0  2,100    +5.0%  0.525    29.50        -           -     0.004     0.002
@@ -99,7 +96,7 @@ def format_table(rows: Sequence[Row]) -> str:
             ours = row
         relative = f"{row.bytes / ours.bytes - 1:+.1%}" if ours and ours is not row else ""
         similarity = "-" if row.ms_ssim is None else f"{row.ms_ssim:.5f}"
-        similarity_db = "-" if row.ms_ssim_db is None else f"{row.ms_ssim_db:.2f}"
+        similarity_db = "-" if row.ms_ssim is None else f"{ms_ssim_db(row.ms_ssim):.2f}"
         numbers = [f"{row.bpp:.3f}", f"{row.psnr:.2f}", similarity, similarity_db]
         times = [f"{row.encode_s:.3f}", f"{row.decode_s:.3f}"]
         table.append([row.codec, row.setting, f"{row.bytes:,}", relative, *numbers, *times])
@@ -110,18 +107,15 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines + [""] * bool(absent) + [f"skipped: {reason}" for reason in absent])
 
 
-def comparison_picture(
-    image: Image.Image, *, quality: int, model: str = "fast", crop: int = 256, scale: int = 2
-) -> Image.Image:
+def comparison_picture(original: np.ndarray, rows: Sequence[Row], *, crop: int = 256, scale: int = 2) -> Image.Image:
     """Put the same crop side by side: the original, then JPEG, WebP, AVIF and mlic at nearly one file size.
 
-    The whole picture is compressed, and the bytes and PSNR on the labels are the whole picture's. The crop is where the
-    picture has the most texture throughout, and is the whole picture where that is smaller than the crop.
+    The bytes and PSNR on the labels are the whole picture's. The crop is where the picture has the most texture
+    throughout, and is the whole picture where that is smaller than the crop.
 
     Args:
-        image: any Pillow image.
-        quality: mlic's quality; the other codecs follow its file size, as in `run_demo`.
-        model: name of the mlic model.
+        original: (H, W, 3) uint8, RGB.
+        rows: `run_demo`'s of one quality, with their pixels.
         crop: side of the crop in pixels, at least 1.
         scale: whole factor, at least 1, by which pixels are repeated to enlarge the crop.
 
@@ -133,13 +127,11 @@ def comparison_picture(
     """
     if crop < 1 or scale < 1:
         raise ValueError(f"crop and scale must be at least 1, got crop={crop}, scale={scale}")
-    picture = _rgb(image)
-    original = np.asarray(picture)
-    ours, *others = _code_all(picture, quality, model)
+    ours, *others = rows
     panels = [("original", f"{original.nbytes:,} bytes raw", original)]
     panels += [(c.codec, f"{c.bytes:,} bytes   {c.psnr:.2f} dB", c.pixels) for c in (*others, ours)]
 
-    left, top, right, bottom = _detailed_box(picture, crop)
+    left, top, right, bottom = detailed_box(original, crop)
     width, height = (right - left) * scale, (bottom - top) * scale
     size = max(11, min(36, width // 14))  # of the codec's name, in pixels; the line below is smaller
     name_font, line_font = ImageFont.load_default(size), ImageFont.load_default(max(10, round(size * 0.8)))
@@ -159,43 +151,34 @@ def comparison_picture(
     return canvas
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    # Through an array, to leave behind metadata that some encoders would otherwise copy into their files.
-    return Image.fromarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
-
-
 def _missing() -> dict[str, str]:
     """The codecs that cannot run here, each with the reason."""
     return {codec: reason for codec, peers in _RIVALS.items() for name in peers if (reason := PEERS[name].missing())}
 
 
-def _code_all(picture: Image.Image, quality: int, model: str) -> list[Row]:
-    ours, missing = _code_mlic(picture, quality, model), _missing()
-    return [ours] + [_code_nearest(picture, codec, ours.bytes) for codec in _RIVALS if codec not in missing]
+def _row(codec: str, setting: str, original: np.ndarray, data: bytes, pixels: np.ndarray, *times: float) -> Row:
+    """`times`: before encoding, after it, after decoding."""
+    height, width = original.shape[:2]
+    similarity = ms_ssim(original, pixels) if min(height, width) >= MS_SSIM_MIN_SIDE else None
+    error, (start, encoded, decoded) = psnr(original, pixels), times
+    bpp = 8 * len(data) / (height * width)
+    return Row(codec, setting, len(data), bpp, error, similarity, encoded - start, decoded - encoded, pixels)
 
 
-def _row(codec: str, setting: str, picture: Image.Image, data: bytes, pixels: np.ndarray, *times: float) -> Row:
-    """`times`: before encoding, after it, after decoding. Without MS-SSIM, which only `run_demo` shows."""
-    bpp, error = 8 * len(data) / (picture.width * picture.height), psnr(np.asarray(picture), pixels)
-    start, encoded, decoded = times
-    return Row(codec, setting, len(data), bpp, error, None, None, encoded - start, decoded - encoded, pixels)
-
-
-def _code_mlic(picture: Image.Image, quality: int, model: str) -> Row:
+def _code_mlic(original: np.ndarray, quality: int, model: str) -> Row:
     import mlic
 
     start = time.perf_counter()
-    data = mlic.encode(picture, quality=quality, model=model)
+    data = mlic.encode(original, quality=quality, model=model)
     encoded = time.perf_counter()
     pixels = np.asarray(mlic.decode(data, model).convert("RGB"))
     decoded = time.perf_counter()
-    return _row("mlic", f"q{quality} {model}", picture, data, pixels, start, encoded, decoded)
+    return _row("mlic", f"q{quality} {model}", original, data, pixels, start, encoded, decoded)
 
 
-def _code_nearest(picture: Image.Image, codec: str, target: int) -> Row:
-    """Compress to the size nearest to ``target`` bytes, with the best by PSNR of the codec's peers that get there."""
-    original, threads = np.asarray(picture), os.cpu_count() or 1
-    candidates = []
+def _code_nearest(original: np.ndarray, codec: str, target: int) -> Row:
+    """Compress to the size nearest to `target` bytes, with the best by PSNR of the codec's peers that get there."""
+    threads, candidates = os.cpu_count() or 1, []
     for peer in (PEERS[name] for name in _RIVALS[codec]):
         quality, _ = nearest_in_size(peer, original, target, threads=threads)
         start = time.perf_counter()
@@ -204,24 +187,24 @@ def _code_nearest(picture: Image.Image, codec: str, target: int) -> Row:
         pixels = peer.decode(data, threads=threads)
         decoded = time.perf_counter()
         setting = f"q{quality:g} {peer.settings().get('subsampling', '')}".strip()
-        candidates.append(_row(codec, setting, picture, data, pixels, start, encoded, decoded))
+        candidates.append(_row(codec, setting, original, data, pixels, start, encoded, decoded))
     # At the ends of the quality range one of the peers may be far from the target; it must not win by being larger.
     slack = max(target // 20, min(abs(c.bytes - target) for c in candidates))
     return max((c for c in candidates if abs(c.bytes - target) <= slack), key=lambda c: c.psnr)
 
 
-def _detailed_box(picture: Image.Image, crop: int) -> tuple[int, int, int, int]:
+def detailed_box(pixels: np.ndarray, crop: int) -> tuple[int, int, int, int]:
     """The (left, top, right, bottom) of the crop with the most texture, on a grid of 16 pixels.
 
     Texture is the mean, over blocks of 16 x 16, of the square root of the standard deviation of luma: the root keeps a
     few hard edges from outweighing detail everywhere in the crop.
     """
     block = 16
-    width, height = min(crop, picture.width), min(crop, picture.height)
-    luma = np.asarray(picture.convert("L"), np.float32)
+    height, width = (min(crop, side) for side in pixels.shape[:2])
+    luma = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
     luma = np.pad(luma, [(0, -side % block) for side in luma.shape], mode="edge")
     blocks = luma.reshape(luma.shape[0] // block, block, luma.shape[1] // block, block).std(axis=(1, 3))
     windows = np.lib.stride_tricks.sliding_window_view(np.sqrt(blocks), (-(-height // block), -(-width // block)))
     row, column = np.unravel_index(np.argmax(windows.mean(axis=(2, 3))), windows.shape[:2])
-    left, top = min(int(column) * block, picture.width - width), min(int(row) * block, picture.height - height)
+    left, top = min(int(column) * block, pixels.shape[1] - width), min(int(row) * block, pixels.shape[0] - height)
     return left, top, left + width, top + height

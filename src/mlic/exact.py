@@ -271,7 +271,7 @@ class ExactLayerNorm(nn.Module):
 
 
 class ExactLeakyReLU(nn.Module):
-    """x above zero; below, x times a power of two, back on the grid."""
+    """x above zero; below, x times the slope, in one product that is the same on every machine, back on the grid."""
 
     def __init__(self, module: nn.LeakyReLU) -> None:
         super().__init__()
@@ -352,7 +352,6 @@ REPLACEMENTS = {
     nn.Conv2d: exact_conv,
     nn.Linear: ExactLinear,
     nn.LayerNorm: ExactLayerNorm,
-    nn.ReLU: lambda _: nn.ReLU(inplace=True),
     nn.LeakyReLU: ExactLeakyReLU,
     nn.GELU: lambda _: ExactGELU(),
     HalfTanh: lambda _: ExactHalfTanh(),
@@ -361,12 +360,13 @@ REPLACEMENTS = {
     LinearAttention: ExactLinearAttention,
     WindowAttention: ExactWindowAttention,
 }
-EXACT_AS_THEY_ARE = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity)  # they only move values
+EXACT_AS_THEY_ARE = (nn.ReLU, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity)  # they move values or leave zeros
 
 
 def make_exact(module: nn.Module) -> nn.Module:
     """A copy of a net whose every inexact part is replaced; it takes and gives grid activations in float64. What a module
-    that is made of others does between them must be exact in itself: sums, concatenations, moving values.
+    that is made of others does between them, with parameters and buffers of its own that are put on the grid, must be exact
+    in itself: sums, concatenations, moving values.
 
     Raises ValueError when its weights are too large for exact sums, and for layers that have no exact form here.
     """
@@ -374,13 +374,17 @@ def make_exact(module: nn.Module) -> nn.Module:
     if kind in REPLACEMENTS:
         return REPLACEMENTS[kind](module)
     if not module._modules and kind not in (*EXACT_AS_THEY_ARE, nn.Sequential, nn.ModuleList):
-        known = ", ".join(sorted(layer.__name__ for layer in REPLACEMENTS))
+        known = ", ".join(sorted(layer.__name__ for layer in (*REPLACEMENTS, *EXACT_AS_THEY_ARE)))
         raise ValueError(f"{kind.__name__} has no exact form: use {known}, give it one in exact.py, or take exact=False")
     clone = copy.copy(module)
     clone._modules = {name: None if child is None else make_exact(child) for name, child in module._modules.items()}
     clone._parameters = {
         name: None if p is None else nn.Parameter(to_grid(p.detach().double()), requires_grad=False)
         for name, p in module._parameters.items()
+    }
+    clone._buffers = {
+        name: to_grid(buffer.double()) if buffer is not None and buffer.is_floating_point() else buffer
+        for name, buffer in module._buffers.items()
     }
     return clone
 

@@ -58,16 +58,21 @@ def start(model: nn.Module) -> None:
 
 @torch.no_grad()
 def begin_from(model: CompressionModel, given: CompressionModel) -> None:
-    """Copy the weights of a model of the same shape, or of one that lacks the steps of the anchors, whose nets begin with
-    nothing to add, or the last blocks of the transforms, which begin so, too, or the last slices: these begin with means
-    of zero and small scales, and nothing but their own nets and the linear branches looks at them at first. Or of one with
-    global contexts that `model` does without.
+    """Copy the weights of a model of the same shape. `given` may also
 
-    Where the lambda range differs, a level begins as the one that had its lambda there; beyond the range, as the line
-    through the outermost eighth goes on. Raises ValueError.
+    - lack the steps of the anchors, or the last blocks of the "patch" transforms: these begin with nothing to add;
+    - lack the last slices, with "patch" transforms: they begin with means of zero and small scales, and nothing but their
+      own nets and the linear branches looks at them at first;
+    - have global contexts that `model` does without, which are left out;
+    - have another `error_bits`, or lambda range: a level begins as the one that had its lambda there; beyond the range,
+      as the line through the outermost eighth goes on.
+
+    Raises ValueError for any other difference.
     """
     given, slices = copy.deepcopy(given), given.config.slices
-    free = {field: getattr(model.config, field) for field in ("slices", "lambda_range", "error_bits")}
+    free = {field: getattr(model.config, field) for field in ("lambda_range", "error_bits")}
+    if model.config.transform == "patch":
+        free["slices"] = model.config.slices
     if not given.config.step_hidden:
         free["step_hidden"] = model.config.step_hidden
     if all(before <= now for before, now in zip(given.config.depth, model.config.depth)):

@@ -1,4 +1,5 @@
-"""Other codecs, to be measured as ours is: through Pillow and its plugins, at still-picture settings chosen for PSNR.
+"""Other codecs, to be measured as ours is: through Pillow, its plugins and ffmpeg (video.py), at still-picture settings
+chosen for PSNR.
 
 A peer turns (H, W, 3) uint8 pixels into the bytes of a file and those bytes back into pixels. Its fields are its exact
 settings, and results files record them; docs/evaluation.md says why each is what it is.
@@ -6,9 +7,9 @@ settings, and results files record them; docs/evaluation.md says why each is wha
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import io
-from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 
@@ -197,9 +198,7 @@ def find_peer(name: str) -> PillowPeer | VideoPeer:
     return PEERS[name]
 
 
-def nearest_in_size(
-    peer: PillowPeer | VideoPeer, pixels: np.ndarray, size: int, *, scale: Sequence[float] | None = None, threads: int = 1
-) -> tuple[float, bytes]:
+def nearest_in_size(peer: PillowPeer | VideoPeer, pixels: np.ndarray, size: int, *, threads: int = 1) -> tuple[float, bytes]:
     """The quality on the peer's scale whose file is nearest to `size` bytes, and that file, by bisection.
 
     >>> noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -207,15 +206,12 @@ def nearest_in_size(
     >>> 1400 < len(data) < 1600
     True
     """
-    scale = scale or peer.scale
     tried: dict[float, bytes] = {}
-    low, high = 0, len(scale) - 1
-    while low <= high:
-        middle = (low + high) // 2
-        data = tried[scale[middle]] = peer.encode(pixels, scale[middle], threads=threads)
-        if len(data) < size:
-            low = middle + 1
-        else:
-            high = middle - 1
+
+    def coded_size(quality: float) -> int:
+        tried[quality] = peer.encode(pixels, quality, threads=threads)
+        return len(tried[quality])
+
+    bisect.bisect_left(peer.scale, size, key=coded_size)
     quality = min(tried, key=lambda q: abs(len(tried[q]) - size))
     return quality, tried[quality]

@@ -18,16 +18,24 @@ _FILE = Path(__file__).with_name("published.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PublishedCurve:
-    """`points` are (bits per pixel, dB) by rising rate; `ms_ssim` is per point, None where it was not published."""
+class Curve:
+    """A codec's curve, published or measured. `points` are (bpp, PSNR in dB) by rising rate, what else there is of each is None
+    where nobody knows it; seconds are per megapixel, measured.
+    """
 
-    dataset: str
     name: str
     label: str
+    kind: str  # "model", "peer" or "published"
     source: str
-    note: str
     points: tuple[tuple[float, float], ...]
-    ms_ssim: tuple[float | None, ...]
+    ms_ssim_db: tuple[float | None, ...]
+    qualities: tuple[float | None, ...] = ()
+    encode_s: float | None = None
+    decode_s: float | None = None
+    peak_mib: tuple[float | None, float | None] = (None, None)  # encoding, decoding
+    disturbed: bool = False
+    settings: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,24 +47,26 @@ class Dataset:
 
 
 @functools.cache
-def published_curves(dataset: str) -> dict[str, PublishedCurve]:
+def published_curves(dataset: str) -> dict[str, Curve]:
     """The curves of a data set ("kodak", "tecnick" or "clic-pro-val") by name. Raises ResultsError for another one.
 
     >>> published_curves("kodak")["vtm-17.0"].points[0]
     (0.131, 29.04)
     """
+    from .metrics import ms_ssim_db  # torch's
+
     content = _content()
     if dataset not in content["datasets"]:
         raise ResultsError(f"no published curves of {dataset!r}; there are {', '.join(content['datasets'])}")
     return {
-        curve["name"]: PublishedCurve(
-            dataset=dataset,
+        curve["name"]: Curve(
             name=curve["name"],
             label=curve["label"],
+            kind="published",
             source=content["sources"][curve["source"]],
-            note=curve.get("note", ""),
             points=tuple((point[0], point[1]) for point in curve["points"]),
-            ms_ssim=tuple(point[2] if len(point) > 2 else None for point in curve["points"]),
+            ms_ssim_db=tuple(ms_ssim_db(point[2]) if len(point) > 2 else None for point in curve["points"]),
+            notes=(curve["note"],) if "note" in curve else (),
         )
         for curve in content["curves"]
         if curve["dataset"] == dataset

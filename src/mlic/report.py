@@ -37,7 +37,7 @@ def html_report(comparison: Comparison, pictures: Sequence[dict[str, Any]] = ())
     return before + text + after
 
 
-def figure_png(comparison: Comparison, path: Path, *, title: str | None = None) -> None:
+def figure_png(comparison: Comparison, path: Path) -> None:
     """RD curves as a PNG file, 1600 pixels wide. Raises MlicError naming the package when matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -49,12 +49,11 @@ def figure_png(comparison: Comparison, path: Path, *, title: str | None = None) 
     shown = []
     colours = itertools.cycle(COLOURS)
     for row in comparison.rows:
-        curve, delta = row.curve, row.delta
+        curve, rate = row.curve, row.rate
         points = sorted(curve.points)
         if not points:
             continue
         ours, anchor = curve.kind == "model", curve.name == comparison.anchor.name
-        rate = None if delta is None else delta.rate_cubic if delta.rate_cubic is not None else delta.rate_pchip
         axes.plot(
             *zip(*points),
             "--" if curve.kind == "published" else "-",
@@ -69,7 +68,7 @@ def figure_png(comparison: Comparison, path: Path, *, title: str | None = None) 
     axes.set(xlim=(0, right), xlabel="bits per pixel", ylabel="RGB PSNR, dB")
     if shown:
         axes.set_ylim(min(shown) - 0.5, max(shown) + 0.5)
-    axes.set_title(title or f"{comparison.dataset}: BD-rate against {comparison.anchor.label} (dashed: published)")
+    axes.set_title(f"{comparison.dataset}: BD-rate against {comparison.anchor.label} (dashed: published)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=9, loc="outside right upper")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .codec import encode_picture
-from .demo import _detailed_box
+from .demo import detailed_box
 from .errors import MlicError
 from .metrics import psnr
 from .model import CompressionModel
@@ -39,7 +39,10 @@ def same_size_pictures(
     entries = []
     for path in paths:
         progress(path)
-        picture = read_pixels(path)
+        try:
+            picture = read_pixels(path)
+        except MlicError as error:
+            raise MlicError(f"{path}: {error}") from None
         pixels = picture.pixels
         ours = encode_picture(model, picture, quality, reconstruct=True)
         setting = f" at quality {quality:g}" if quality is not None else ""
@@ -53,7 +56,7 @@ def same_size_pictures(
             if abs(len(data) / len(ours.data) - 1) > 0.1:
                 version["note"] = f"{codec.label} has no file nearer in size"
             versions.append(version)
-        left, top, right, bottom = _detailed_box(Image.fromarray(pixels), CROP)
+        left, top, right, bottom = detailed_box(pixels, CROP)
         height, width = pixels.shape[:2]
         centre = [(left + right) / 2 / width, (top + bottom) / 2 / height]
         entries.append({"name": path.stem, "width": width, "height": height, "centre": centre, "versions": versions})

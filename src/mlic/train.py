@@ -65,13 +65,11 @@ def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) 
             state = _read_checkpoint(out / CHECKPOINT)
         if rank == 0:
             (out / STOP).unlink(missing_ok=True)
-        log = RunLog(out, tensorboard=config.tensorboard, step=state.get("steps", 0)) if rank == 0 else None
         if state:
             trainer.load(state)
             if rank > 0:  # what was saved is the first process's
                 torch.manual_seed(config.seed + rank + world * trainer.steps)
-        if log:
-            log.go_on_from(trainer.steps)
+        log = RunLog(out, tensorboard=config.tensorboard, step=trainer.steps) if rank == 0 else None
         told = held.enter_context(_told_to_stop(out)) if world == 1 else lambda: False
         elapsed, finished = _run(config, trainer, state.get("elapsed", 0.0), log, val, told)
         if not finished:

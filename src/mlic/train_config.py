@@ -31,7 +31,7 @@ class TrainConfig:
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # sizes at which every picture is taken, in equal shares where crops fit
     optimiser: str = "muon"  # with Adam for what is no matrix; or "adam" for all
     lr: float = 1e-3  # learning.py says how fast each part learns relative to it
-    lr_end: float = 1e-5
+    lr_end: float = 1e-5  # or `lr`, where that is less
     muon_lr: float = 1.0  # of the matrices under Muon, relative to Adam's
     muon_decay: float = 0.0  # weight decay of the matrices under Muon; of each, a step takes the learning rate times this
     warmup: float = 0.03  # of the run
@@ -80,7 +80,8 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
         return config.lr * min(1.0, (progress + 1e-3) / config.warmup)
     if progress < 1 - config.decay:
         return config.lr
-    return config.lr_end + (config.lr - config.lr_end) * max(0.0, 1 - progress) / config.decay
+    end = min(config.lr, config.lr_end)
+    return end + (config.lr - end) * max(0.0, 1 - progress) / config.decay
 
 
 def crops_at(config: TrainConfig, progress: float) -> tuple[int, int]:

@@ -17,8 +17,8 @@ LOG, VALIDATION, PLOT = "log.csv", "validation.csv", "run.png"
 
 
 class RunLog:
-    """Appends to the files in `out`. `tensorboard`: also write events there, in place of those after `step`; raises MlicError
-    without the package.
+    """Appends to the files in `out`, from which it first leaves out what they say of steps after `step`, which will be written
+    again, and what was not written to its end. `tensorboard`: also write events there; raises MlicError without the package.
     """
 
     def __init__(self, out: Path, *, tensorboard: bool = False, step: int = 0) -> None:
@@ -29,17 +29,11 @@ class RunLog:
             except ImportError:
                 raise MlicError("--tensorboard needs the package tensorboard: pip install 'mlic[train]'") from None
             self.events = SummaryWriter(str(out), purge_step=step or None)
-
-    def go_on_from(self, step: int) -> None:
-        """Leave out what the files say of steps after this one, which will be written again, and what was not written to its
-        end.
-        """
-        for path in (self.out / LOG, self.out / VALIDATION):
+        for path in (out / LOG, out / VALIDATION):
             if path.exists():
                 lines = path.read_bytes().splitlines(keepends=True)
                 kept = [line for i, line in enumerate(lines) if line.endswith(b"\n") and (i == 0 or _step(line) <= step)]
-                if kept != lines:
-                    write_whole(path, b"".join(kept) if kept[:1] == lines[:1] else b"")
+                write_whole(path, b"".join(kept) if len(kept) > 1 else b"")
 
     def line(self, values: dict[str, float | str]) -> None:
         """One line of log.csv: step, seconds, and measures by name, as numbers or as they are to be written."""
@@ -48,13 +42,14 @@ class RunLog:
 
     def validation(self, rows: list[dict[str, float]], picture: np.ndarray, *, step: int, seconds: float) -> None:
         """Rows of level, bpp and psnr to validation.csv, and a picture (H, W, 3) uint8 to validation-STEP.png."""
-        _append(self.out / VALIDATION, [{"step": step, "seconds": f"{seconds:.1f}", **_short(row)} for row in rows])
+        short = [{name: f"{value:.5g}" for name, value in row.items()} for row in rows]
+        _append(self.out / VALIDATION, [{"step": step, "seconds": f"{seconds:.1f}", **row} for row in short])
         Image.fromarray(picture).save(self.out / f"validation-{step:07d}.png")
+        if self.events:
+            self.events.add_image("validation", picture, step, dataformats="HWC")
         for row in rows:
             for name in ("bpp", "psnr"):
                 self._scalars(f"validation level {row['level']:g}", {"step": step, name: row[name]})
-        if self.events:
-            self.events.add_image("validation", picture, step, dataformats="HWC")
 
     def _scalars(self, group: str, values: dict[str, float | str]) -> None:
         if self.events:
@@ -62,10 +57,6 @@ class RunLog:
                 if name != "step":
                     self.events.add_scalar(f"{group}/{name}", float(value), values["step"])
             self.events.flush()
-
-
-def _short(row: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.5g}" for name, value in row.items()}
 
 
 def _step(line: bytes) -> float:
@@ -123,7 +114,7 @@ def plot(run: Path) -> Path:
         axes[name].plot(minutes, values, linewidth=0.8, color="tab:blue")
         axes[name].set(title=name, xlabel="minutes")
         axes[name].grid(alpha=0.3)
-    if (run / VALIDATION).exists():
+    if (run / VALIDATION).exists() and (run / VALIDATION).stat().st_size:
         validation = read_log(run / VALIDATION)
         for name, column in (("bits per pixel", "bpp"), ("PSNR of the mean error, dB", "psnr")):
             for level in np.unique(validation["level"]):
