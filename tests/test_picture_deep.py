@@ -10,6 +10,7 @@ from picture_files import SRGB, SWAPPED, deep_png, deep_tiff, deep_values, store
 from PIL import ExifTags, Image
 
 from mlic.pictures import Picture, read_picture
+from mlic.saving import picture_bytes
 
 REDUCED = "reduced to 8 bits per channel"
 
@@ -95,7 +96,19 @@ def test_ppm(photo, channels, kind):
     check(read_picture(io.BytesIO(kind + b"\n96 80\n65535\n" + values.astype(">u2").tobytes())), values)
 
 
+def test_dark_pgm(photo):
+    """Pillow scales PGM to 16 bits; values below 256 are dark, not those of 8 bits."""
+    dark = np.minimum(photo[..., 1], 200).astype(np.uint16)
+    read = read_picture(io.BytesIO(b"P5\n96 80\n65535\n" + dark.astype(">u2").tobytes())).pixels
+    assert read.dtype == np.uint16 and np.array_equal(read[..., 0], dark)
+    written = picture_bytes(Picture(read, grey=True), ".pgm")
+    assert np.array_equal(read_picture(io.BytesIO(written)).pixels, read)
+
+
 def test_reduction_is_said(photo):
+    picture = read_picture(io.BytesIO(b"P3\n2 1\n65535\n40000 300 7 1 2 3\n"))
+    assert picture.notes == (REDUCED,) and picture.pixels[0, 0, 0] == 156
+    assert read_picture(io.BytesIO(b"P3\n2 1\n255\n200 30 7 1 2 3\n")).notes == ()
     picture = read_picture(io.BytesIO(b"P6\n96 80\n1023\n" + (photo.astype(np.uint16) * 4).astype(">u2").tobytes()))
     assert picture.notes == (REDUCED,) and np.abs(picture.pixels.astype(int) - photo).max() <= 2
     picture = read_picture(io.BytesIO(b"P6\n96 80\n255\n" + photo.tobytes()))

@@ -107,6 +107,15 @@ def test_psnr_is_that_of_the_decoded_picture(model, crop):
     assert abs(result.reached - 32) <= 0.1 and result.note is None and result.passes <= 5
 
 
+def test_psnr_of_grey_is_that_of_its_mean(model, crop):
+    grey = Picture(crop.pixels[..., 1:2].repeat(3, 2), grey=True)
+    result = encode_to_target(model, grey, psnr=32, effort=0)
+    back = np.asarray(mlic.decode(result.data), float)
+    assert back.ndim == 2 and result.note is None
+    decibel = 10 * math.log10(255**2 / np.square(back - grey.pixels[..., 0]).mean())
+    assert decibel == pytest.approx(result.reached, abs=1e-4) and abs(decibel - 32) <= 0.1
+
+
 def test_psnr_of_16_bits_and_of_what_shows(model, crop):
     deep = Picture(crop.pixels * np.uint16(257))
     assert encode_to_target(model, deep, psnr=30, effort=0).reached == pytest.approx(30, abs=0.1)

@@ -186,8 +186,6 @@ def test_weights_that_only_float_arithmetic_can_take(small_models, photo):
 
 def test_a_decoder_that_went_astray_says_so(small_models, photo):
     """Other probabilities than the encoder's, here from damaged parameters behind an unchanged digest."""
-    import copy
-
     model = small_models["fast"]
     data = mlic.encode(photo, model=model, quality=90, exact=False)
     other = copy.deepcopy(model)

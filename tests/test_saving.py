@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import struct
 import warnings
 
 import numpy as np
@@ -166,6 +167,14 @@ def test_deep_grey_tiff_stays_deep(photo):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(read_picture(io.BytesIO(picture_bytes(picture, ".tif"))), picture)
+
+
+def test_exif_data_that_cannot_be_written_is_left_out(photo):
+    """A resolution that is a text: Pillow's writer of TIFF files raises a TypeError."""
+    exif = b"MM\0*" + struct.pack(">IHHHI", 8, 1, 282, 2, 3) + b"72\0\0" + bytes(4)
+    with pytest.warns(UserWarning, match="TIFF: damaged EXIF data left out") as warned:
+        back = read_picture(io.BytesIO(picture_bytes(Picture(photo, exif=exif), ".tif")))
+    assert len(warned) == 1 and np.array_equal(back.pixels, photo)
 
 
 @pytest.mark.parametrize("extension, message", [("", "without an extension"), (".txt", "type .txt"), (".cur", ".cur")])

@@ -8,8 +8,8 @@ import mlic
 from mlic.codec import encode_picture
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
+from mlic.errors import PictureError
 from mlic.pictures import Picture
-from mlic.strategies import Read, Write
 from mlic.tensors import decode_array, decode_batch, encode_batch, encode_tensor
 
 
@@ -49,24 +49,19 @@ def test_packaged_weights(batch):
     files = encode_batch(batch, 60)
     assert files == [encode_tensor(x, 60) for x in batch]
     assert (decode_batch(files) - batch / 255).square().mean() < 0.002
-    floating = encode_batch(batch, 60, exact=False)
-    assert (decode_batch(floating) - batch / 255).square().mean() < 0.002
 
 
-def test_floating_point_of_a_batch_comes_back_bit_for_bit(batch, monkeypatch):
-    """Where the decoder's differs from the encoder's, files do not decode; the smallest difference is too much."""
-    seen = []
-    for strategy in (Read, Write):
+def test_floating_point_is_coded_one_by_one(batch):
+    """Beside others a picture's nets may have other last bits, and its file would not decode alone."""
+    files = encode_batch(batch, 90, exact=False, effort=0)
+    assert files == [encode_tensor(x, 90, exact=False, effort=0) for x in batch]
+    for x, data in zip(decode_batch(files), files):
+        assert np.array_equal((x * 255).round().byte().permute(1, 2, 0).numpy(), decode_array(data))
 
-        def latent(self, i, part, mean, scale, asked=strategy.latent):
-            seen.append((mean, scale))
-            return asked(self, i, part, mean, scale)
 
-        monkeypatch.setattr(strategy, "latent", latent)
-    decode_batch(encode_batch(torch.cat([batch, batch]), 50, exact=False, effort=0))
-    half = len(seen) // 2
-    for (mean, scale), (same_mean, same_scale) in zip(seen[:half], seen[half:], strict=True):
-        assert torch.equal(mean, same_mean) and torch.equal(scale, same_scale)
+def test_sides_too_long_for_a_file():
+    with pytest.raises(PictureError, match="65536 a side"):
+        encode_batch(torch.zeros(1, 3, 1, 70000, dtype=torch.uint8), 50, effort=0)
 
 
 def test_qualities_depths_and_arithmetic_may_differ_within_a_batch(small_models, photo):

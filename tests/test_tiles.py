@@ -139,8 +139,6 @@ def test_region(decoded, region, tile):
 
 def test_region_reads_only_what_it_needs(scene, tiled, monkeypatch):
     """A corner of 40 pixels needs what g_s sees around it: four tiles of six; at 1/8, three slices of six."""
-    from mlic import decoding
-
     seen = []
     monkeypatch.setattr(decoding, "SymbolDecoder", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
     real = mlic.coder.SymbolDecoder
@@ -306,8 +304,22 @@ def test_missing_tiles_are_hatched(decoded):
     assert part.notes == ("the file is truncated: 5 of 6 tiles are missing and hatched",)
     assert np.abs(part.pixels[:32, :32].astype(int) - whole[:32, :32]).max() <= 1  # what g_s sees of the others is beyond
     assert set(np.unique(part.pixels[128:])) == set(np.unique(part.pixels[:, 128:])) == {112, 144}
-    with pytest.raises(DamagedFile, match="this part"):
-        decode_file(model, file, region=(320, 230, 10, 10))
+    for region in ((320, 230, 10, 10), (130, 0, 10, 10)):  # the latter's neighbour is there
+        with pytest.raises(DamagedFile, match="this part"):
+            decode_file(model, file, region=region)
+
+
+def test_a_single_tile_of_floating_point_has_one_thread_as_when_it_was_coded(scene, monkeypatch):
+    model, before, inner, seen = load_model("fast"), torch.get_num_threads(), decoding._decode_tile, []
+    monkeypatch.setattr(decoding, "_decode_tile", lambda *given: seen.append(torch.get_num_threads()) or inner(*given))
+    torch.set_num_threads(2)
+    try:
+        for exact in (False, True):
+            data = encode_picture(model, Picture(scene), 60, tile=256, exact=exact, effort=0).data
+            decode_file(model, MlicFile.from_bytes(data), region=(0, 0, 64, 64))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2]
 
 
 def test_sixteen_bits():
@@ -386,5 +398,5 @@ def test_metadata_comes_back(scene, small_models):
     assert (back.icc, back.exif, back.xmp, back.alpha, back.notes) == (b"profile", b"II*\0data", b"<x/>", None, ())
 
 
-def test_level_is_shared():
+def test_levels_of_files_are_256ths():
     assert level_tensor(load_model("fast"), 256).item() == 1.0

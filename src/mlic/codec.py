@@ -74,8 +74,8 @@ def encode(
     exact: bool = True,
     effort: int | None = None,
 ) -> bytes:
-    """Encode a picture: a PIL image, an (H, W, 3) or (H, W) uint8 or uint16 array, a (3, H, W) tensor, a
-    path, a binary file or its bytes, or what `mlic.read_picture` gave.
+    """Encode a picture: a PIL image, an array as for `mlic.read_picture`, (H, W, 3) uint8 for instance, a (3, H, W)
+    tensor, a path, a binary file or its bytes, or what `mlic.read_picture` gave.
 
     With `exact` (default) the file decodes on every machine; without, a little faster and only where floating point
     comes out the same as here. `quality` 1..100 (default 50) is for models with a variable rate; giving it to another

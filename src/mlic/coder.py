@@ -7,7 +7,9 @@ frequencies less one makes that ratio exactly one, so the coder uses our integer
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,16 +29,9 @@ else:
         return constriction.stream.model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
 
 
-class _Models(dict):
-    """The coder's models of a TableSet's rows, made when first used."""
-
-    def __init__(self, tables: TableSet) -> None:
-        super().__init__()
-        self.tables = tables
-
-    def __missing__(self, row: int) -> Any:
-        self[row] = row_model(self.tables.row(row))
-        return self[row]
+def _models() -> Callable[[TableSet, int], Any]:
+    """The coder's model of a TableSet's row, made when first used."""
+    return functools.cache(lambda tables, row: row_model(tables.row(row)))
 
 
 def _groups(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
@@ -78,12 +73,12 @@ class SymbolEncoder:
     def finish(self) -> tuple[bytes, bytes, int]:
         """-> (rANS words in the order a decoder takes them, escape bytes, CRC-32 of all symbols)."""
         coder = AnsCoder()
-        models = {id(t): _Models(t) for t in (self.tables.gaussian, self.tables.prior)}
+        model = _models()
         for tables, positions, rows in reversed(self.batches):
             order, groups = _groups(rows)
             positions = positions[order]
             for row, start, end in reversed(groups):
-                coder.encode_reverse(positions[start:end], models[id(tables)][row])
+                coder.encode_reverse(positions[start:end], model(tables, row))
         return coder.get_compressed()[::-1].astype("<u4").tobytes(), bytes(self.escapes), self.checksum
 
 
@@ -105,7 +100,7 @@ class SymbolDecoder:
         self.coder, self.tables, self.prior_row = AnsCoder(words), tables, prior_row
         self.escapes, self.next_escape = escapes, 0
         self.expected, self.checksum = checksum, 0
-        self.models = {id(t): _Models(t) for t in (tables.gaussian, tables.prior)}
+        self.model = _models()
         self.partial, self.exhausted, self.batches = partial, False, 0
 
     def get_hyper(self, channels: np.ndarray) -> np.ndarray:
@@ -119,9 +114,8 @@ class SymbolDecoder:
             return np.zeros(len(rows), np.int32)
         order, groups = _groups(rows)
         sorted_positions = np.empty(len(rows), np.int32)
-        models = self.models[id(tables)]
         for row, start, end in groups:
-            sorted_positions[start:end] = self.coder.decode(models[row], end - start)
+            sorted_positions[start:end] = self.coder.decode(self.model(tables, row), end - start)
         if self.partial and self.coder.num_words() <= 2:  # all words are in the state: one may have been missing
             self.exhausted = True
             return np.zeros(len(rows), np.int32)

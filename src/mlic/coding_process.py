@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,6 @@ from .pictures import Picture, read_pixels
 
 WARM_UP = "warm-up"  # a file from a corner of the picture, coded first and not timed
 WARM_UP_SIDE = 64
-
-
-class Coder(Protocol):
-    def encode(self, picture: Picture, quality: float | None) -> bytes: ...
-
-    def decode(self, data: bytes) -> np.ndarray: ...
 
 
 class ModelCoder:
@@ -70,7 +64,7 @@ class PeerCoder:
         return self.peer.decode(data, threads=self.threads)
 
 
-def encode_files(coder: Coder, job: dict[str, Any]) -> list[dict[str, Any]]:
+def encode_files(coder: ModelCoder | PeerCoder, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Code the picture at each quality into `folder`/0, 1, ...; seconds from pixels to bytes in memory."""
     picture, folder = read_pixels(job["picture"]), Path(job["folder"])
     corner = Picture(np.ascontiguousarray(picture.pixels[:WARM_UP_SIDE, :WARM_UP_SIDE]))
@@ -85,7 +79,7 @@ def encode_files(coder: Coder, job: dict[str, Any]) -> list[dict[str, Any]]:
     return points[1:]
 
 
-def decode_files(coder: Coder, job: dict[str, Any]) -> list[dict[str, Any]]:
+def decode_files(coder: ModelCoder | PeerCoder, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Decode each file of `folder` into an array beside it; seconds from bytes to pixels in memory."""
     folder = Path(job["folder"])
     if (folder / WARM_UP).exists():
@@ -133,7 +127,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     try:
         if job["kind"] == "model":
-            coder: Coder = ModelCoder(job["name"], job["device"], job["threads"], job["effort"])
+            coder: ModelCoder | PeerCoder = ModelCoder(job["name"], job["device"], job["threads"], job["effort"])
         else:
             coder = PeerCoder(job["name"], job["threads"])
         points = (encode_files if job["task"] == "encode" else decode_files)(coder, job)

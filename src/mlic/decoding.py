@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .alpha import alpha_from_bytes, reduce_alpha
 from .coder import SymbolDecoder
-from .container import EXACT, GREY, NO_QUALITY, CodedTile, MlicFile
+from .container import EXACT, FLOAT, GREY, NO_QUALITY, CodedTile, MlicFile
 from .errors import DamagedFile, UnsupportedFile, WeightsError
 from .exact import LONGEST, exact_twin
 from .model import STRIDE, CompressionModel
@@ -56,35 +56,33 @@ def decode_file(
         check_plausible(model, file, tiles[box], box)
     pixels = np.empty((*(-(-side // scale) for side in wanted.size), 3), np.uint16 if file.depth == 16 else np.uint8)
     y_hats: dict[Box, Tensor] = {}
-    decoded: set[Box] = set()
-    lost: list[Box] = []
-    batches: list[int] = []  # decoded of each tile of which some are missing
+    lacking: dict[Box, int] = {}  # tiles of which some is missing: how many batches were decoded
     coding = arithmetic(model, file.arithmetic == EXACT)
     alpha = None
     if file.alpha is not None:
         alpha = alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[wanted.within(whole)]
-    with Workers(len(needed), model.prior.median.device, progress) as workers:
+    one_of = len(tiles) if file.arithmetic == FLOAT else 0  # another number of threads may give other symbols
+    with Workers(len(needed), model.prior.median.device, progress, one_of=one_of) as workers:
         for top in sorted({box.top for box in needed if box.meets(wanted)}):
             row = [box.cut(wanted) for box in needed if box.top == top and box.meets(wanted)]  # what to give of each tile
             band, rest = (wanted._replace(top=row[0].top, bottom=row[0].bottom), wanted._replace(top=row[0].bottom))
             seen = around(model.config, band, whole)
-            sees = [box for box in needed if box not in decoded and box.meets(seen)]
+            sees = [box for box in needed if box not in y_hats and box.meets(seen)]
             latents = workers.map(lambda box: _decode_tile(coding, file, tiles[box], box, level, keep), sees)
             for box, (y_hat, there) in zip(sees, latents):
                 y_hats[box] = y_hat
-                decoded.add(box)
                 if there is not None:
-                    batches.append(there)
-                    lost += [box] * (there == 0)
+                    lacking[box] = there
                 workers.tick()
             list(workers.map(lambda part: synthesise(model, y_hats, part, wanted, level, pixels, whole, scale, alpha), row))
             seen = around(model.config, rest, whole)
             y_hats = {box: y_hat for box, y_hat in y_hats.items() if box.meets(seen)}
-    if len(lost) == len(needed):
+    lost = [box for box, there in lacking.items() if not there]
+    if all(box in lost for box in needed if box.meets(wanted)):
         raise DamagedFile("the file is truncated before anything of this part of the picture")
     _mark(pixels, [box.cut(wanted) for box in lost if box.meets(wanted)], wanted, scale)
     alpha = None if alpha is None else reduce_alpha(alpha, scale)
-    notes = _missing(len(lost), batches, len(needed), model.config.symbol_batches) if file.truncated else ()
+    notes = _missing(list(lacking.values()), len(needed), model.config.symbol_batches) if file.truncated else ()
     return Picture(pixels, file.colour == GREY, alpha, file.icc, file.exif, file.xmp, notes)
 
 
@@ -169,9 +167,9 @@ def _mark(pixels: np.ndarray, parts: list[Box], wanted: Box, scale: int) -> None
         pixels[rows, columns] = np.where(light, 144 * unit, 112 * unit)[:, :, None]
 
 
-def _missing(lost: int, batches: list[int], tiles: int, all_batches: int) -> tuple[str, ...]:
+def _missing(batches: list[int], tiles: int, all_batches: int) -> tuple[str, ...]:
     notes = []
-    if lost:
+    if lost := batches.count(0):
         notes.append(f"the file is truncated: {lost} of {tiles} tiles are missing and hatched")
     what = "a tile" if tiles > 1 else "a preview"
     notes += [f"the file is truncated: {what} from {there} of {all_batches} parts of its code" for there in batches if there]

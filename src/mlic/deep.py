@@ -51,8 +51,8 @@ def read_deep(image: Image.Image, notes: list[str]) -> np.ndarray | None:
 def _high_tiles(image: Image.Image) -> list[Any]:
     """Pillow's instructions how to read a file, corrected where it knows the file's 16 bits too little."""
     tiles = list(getattr(image, "tile", ()))
-    if image.format == "PPM" and tiles[:1] and tiles[0].codec_name == "ppm" and tiles[0].args[0] == "RGB":
-        if tiles[0].args[1] == 65535:
+    if image.format == "PPM" and tiles[:1] and tiles[0].codec_name in ("ppm", "ppm_plain") and tiles[0].args[0] == "RGB":
+        if tiles[0].codec_name == "ppm" and tiles[0].args[1] == 65535:
             return [tiles[0]._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
         return [_with_raw_mode(tile, "RGB;16 of another maximum" if tile.args[1] > 255 else "RGB") for tile in tiles]
     if image.format == "TIFF" and image._planar_configuration == 2 and 16 in image.tag_v2.get(258, ()):

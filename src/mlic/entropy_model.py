@@ -5,6 +5,8 @@ Estimating a rate, encoding and decoding are strategies (strategies.py) handed t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from .checkerboard import FIRST, SECOND, THIRD, Step, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, ModelConfig
 from .context import AnchorSteps, ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
+
+if TYPE_CHECKING:
+    from .strategies import Strategy
 
 
 class Settle(nn.Module):
@@ -66,7 +71,7 @@ class MultiReferenceEntropyModel(nn.Module):
         self.slices = nn.ModuleList(SliceNets(config, i) for i in range(len(config.slices)))
         self.lrp_activation, self.settle = HalfTanh(), Settle()
 
-    def walk(self, phi_h: Tensor, strategy) -> Tensor:
+    def walk(self, phi_h: Tensor, strategy: Strategy) -> Tensor:
         """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).
 
         `strategy.latent(i, part, mean, scale)` is called once per slice and pass, or step of the anchors, in coding
@@ -106,12 +111,12 @@ class MultiReferenceEntropyModel(nn.Module):
         y_hat = torch.cat(done, 1)
         return F.pad(y_hat, (0, 0) * 2 + (0, self.channels - y_hat.shape[1])) if strategy.keep else y_hat
 
-    def _values(self, i: int, part: bool | Step, parameters: Tensor, strategy) -> Tensor:
+    def _values(self, i: int, part: bool | Step, parameters: Tensor, strategy: Strategy) -> Tensor:
         """Packed entropy parameters of a part -> its values, and zeros elsewhere (B, C_i, H, W)."""
         scale, mean = parameters.chunk(2, 1)
         return unpack(self.settle(strategy.latent(i, part, mean, scale)), part)
 
-    def _walk_anchors(self, i: int, parameters: Tensor, strategy) -> Tensor:
+    def _walk_anchors(self, i: int, parameters: Tensor, strategy: Strategy) -> Tensor:
         """The anchors of a slice in steps: their entropy parameters before the first (B, 2C_i, H, W/2) -> values."""
         parameters, values = unpack(parameters, ANCHOR), 0
         for step in (FIRST, SECOND, THIRD):  # not `in Step`: torch 2.11 compiles no loop over an Enum

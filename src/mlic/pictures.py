@@ -50,7 +50,8 @@ def read_picture(source: PictureSource, *, strip: bool = False) -> Picture:
     """A PIL image, a path, a binary file or its bytes, or an array -> Picture.
 
     Arrays are (H, W) or (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16
-    or bool. Files of 16 bits whose values are all 8-bit ones times 257 are taken as 8 bits, arrays are not.
+    or bool. Files of 16 bits whose values are all 8-bit ones times 257 are taken as 8 bits, arrays are not. A PIL image that
+    is loaded, as it is after a first reading, has 8 bits of colour left.
     `strip` leaves out EXIF, XMP and the colour profile, after converting the pixels to sRGB where it is another one.
     Raises PictureError when it is no picture, or none this codec can code.
     """
@@ -135,10 +136,13 @@ def _load(source: Image.Image | str | os.PathLike | BinaryIO, strip: bool) -> tu
 
 
 def _from_numbers(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """Mode I or F -> (H, W, 1): values to 255 are taken as 8 bits, larger ones as 16, float ones to 1 as shares."""
+    """Mode I or F -> (H, W, 1): values to 255 are taken as 8 bits, larger ones and those of PGM as 16, float ones to 1 as
+    shares.
+    """
     stored = np.asarray(image)
     largest = np.nanmax(stored, initial=0)
-    kind = np.uint8 if (1 if image.mode == "F" else 0) < largest <= 255 else np.uint16
+    small = (1 if image.mode == "F" else 0) < largest <= 255
+    kind = np.uint8 if small and (image.mode, image.format) != ("I", "PPM") else np.uint16
     most = np.iinfo(kind).max
     if image.mode == "F" and largest <= 1:
         notes.append(f"values of 0 to 1 are taken as 0 to {most}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from .codec import encode_picture
 from .pictures import Picture, PictureSource, read_picture
+from .saving import grey_of
 from .tiles import Progress
 from .weights import Model, load_model
 
@@ -148,6 +149,8 @@ def search(
 def _psnr(picture: Picture, reconstruction: np.ndarray) -> float:
     """RGB PSNR in dB, of the pixels that show if any do; the peak is that of the picture's type."""
     original = picture.pixels
+    if picture.grey:
+        original, reconstruction = original[..., 0], grey_of(reconstruction)
     if picture.alpha is not None and picture.alpha.any():
         original, reconstruction = original[picture.alpha > 0], reconstruction[picture.alpha > 0]
     error = float(np.mean(np.square(original.astype(np.float32) - reconstruction), dtype=np.float64))

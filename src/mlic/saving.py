@@ -6,7 +6,6 @@ import dataclasses
 import io
 import os
 import secrets
-import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -97,7 +96,11 @@ def picture_bytes(picture: Picture, extension: str) -> bytes:
             if "xmp" in options:
                 options["exif"][ExifTags.Base.XMLPacket] = options.pop("xmp")
         image.save(buffer, kind, **options)
-    except (OSError, SyntaxError, ValueError, struct.error) as error:  # SyntaxError: of odd EXIF data
+    except Exception as error:  # odd EXIF data can make Pillow's writers raise anything
+        if picture.exif:
+            data = picture_bytes(dataclasses.replace(picture, exif=None), extension)
+            warnings.warn(f"{kind}: damaged EXIF data left out; .png keeps everything", stacklevel=2)
+            return data
         raise PictureError(f"cannot be written as {kind}: {error}") from None
     return buffer.getvalue()
 

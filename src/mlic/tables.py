@@ -22,7 +22,7 @@ MAX_HALF_WIDTH, PRIOR_REACH = 1600, 512  # symbols on each side of zero that a r
 SMOOTHING = 10  # symbols that a Gaussian adds to the counted ones, for each symbol of its row
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TableSet:
     """Rows of frequencies. Row r covers the symbols first[r] .. first[r] + sizes[r] - 2, then one escape.
 
@@ -130,8 +130,8 @@ def gaussian_tables(counts: np.ndarray | None = None) -> TableSet:
     is not quite theirs.
     """
     rows, first = [], []
+    quantile = -math.sqrt(2) * torch.erfinv(torch.tensor(GAUSSIAN_TAIL - 1, dtype=torch.float64)).item()
     for row, sigma in enumerate(scale_table().tolist()):
-        quantile = -math.sqrt(2) * torch.erfinv(torch.tensor(GAUSSIAN_TAIL - 1, dtype=torch.float64)).item()
         half = min(MAX_HALF_WIDTH, max(1, math.ceil(sigma * quantile)))
         edges = [(k - 0.5) / sigma / math.sqrt(2) for k in range(half + 2)]
         cumulative = np.array([0.5 * math.erfc(e) for e in edges])  # mass above each edge

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .codec import FileSource, check_finite, encode_picture, file_bytes, model_for, pad_to, quality_code
 from .coder import SymbolDecoder, SymbolEncoder
-from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, RGB, CodedTile, MlicFile
+from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, MAX_SIDE, RGB, CodedTile, MlicFile
 from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
 from .errors import MlicError, PictureError
 from .model import STRIDE
@@ -63,9 +63,10 @@ def encode_batch(
 ) -> list[bytes]:
     """Encode pictures of one size, (B, 3, H, W) or, grey, (B, 1, H, W): uint8, or float in 0..1, taken at 16 bits.
 
-    They go through the entropy model together, where the model is or, for a name, where `x` is; with `exact`, each file
-    is that of the picture coded alone. The files are marked as ones of 8 bits. Pictures so large that they are tiled
-    are coded one by one. Raises PictureError with the remedy for other tensors.
+    They go through the entropy model together, where the model is or, for a name, where `x` is; each file is that of the
+    picture coded alone. The files are marked as ones of 8 bits. Pictures so large that they are tiled are coded one by
+    one, and so are all without `exact`, which could not be decoded alone. Raises PictureError with the remedy for other
+    tensors.
 
     >>> files = encode_batch(torch.rand(4, 3, 20, 30), quality=30)
     >>> decode_batch(files).shape
@@ -77,10 +78,10 @@ def encode_batch(
     network = load_model(model, device=x.device)
     _check_tensor(x, "B 3 H W")
     height, width = x.shape[2:]
-    if default_side(height, width):
+    if default_side(height, width) or not exact or max(height, width) > MAX_SIDE:
         return [encode_tensor(one, quality, network, exact=exact, effort=effort) for one in x]
     code = quality_code(network, quality)
-    level, coding = level_tensor(network, code), arithmetic(network, exact)
+    level, coding = level_tensor(network, code), arithmetic(network, True)
     peak = 255 if x.dtype == torch.uint8 else 65535
     values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1).contiguous() / peak
     whole, search = Box(0, 0, height, width), Search(network, effort)
@@ -100,7 +101,7 @@ def encode_batch(
             width=width,
             height=height,
             colour=GREY if x.shape[1] == 1 else RGB,
-            arithmetic=EXACT if exact else FLOAT,
+            arithmetic=EXACT,
             quality=code,
             model=network.config.name,
             digest=network.digest[:DIGEST_BYTES],
@@ -116,7 +117,8 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
 
     Grey pictures come as three equal channels; alpha and metadata are left out. The network runs once for all files,
     on `device`, the CPU if nothing else is said, which may give another last bit here and there than `mlic.decode`;
-    tiled files are decoded one by one. Raises PictureError for pictures of several sizes, and what `mlic.decode` does.
+    where some are tiled or of floating point, they are decoded one by one. Raises PictureError for pictures of several
+    sizes, and what `mlic.decode` does.
     """
     if not files:
         raise PictureError("no files: a batch has at least one")
@@ -127,8 +129,7 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
         raise PictureError(f"pictures of {len(sizes)} sizes ({listed}) in one batch: decode each size by itself")
     networks = [model_for(file, model, device or "cpu") for file in parsed]
     network, first = networks[0], parsed[0]
-    alike = all(file.digest == first.digest and file.arithmetic == first.arithmetic for file in parsed)
-    if not alike or any(file.tile for file in parsed):
+    if any(file.tile or file.arithmetic == FLOAT or file.digest != first.digest for file in parsed):
         out = [_tensor(decode_file(one, file)) for one, file in zip(networks, parsed)]
         return torch.stack(out).to(device or network.prior.median.device)
     sources = []
@@ -137,12 +138,9 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
         check_plausible(network, file, file.tiles[0], Box(0, 0, first.height, first.width).aligned(STRIDE))
         tile, row = file.tiles[0], prior_row(network, file.quality)
         sources.append(SymbolDecoder(network.tables, tile.stream, tile.escapes, tile.checksum, row))
-    qualities = {file.quality for file in parsed}
-    # one level for files of one quality, as when they were encoded: a product of several rows may differ in its last bits
-    levels = [level_tensor(network, file.quality) for file in (parsed if len(qualities) > 1 else parsed[:1])]
-    level = torch.cat(levels) if network.config.variable_rate else None
+    level = torch.cat([level_tensor(network, file.quality) for file in parsed]) if network.config.variable_rate else None
     z_size = (-(-first.height // STRIDE), -(-first.width // STRIDE))
-    y_hat = arithmetic(network, first.arithmetic == EXACT).code(Read(z_size, network.gaussian, sources), level)
+    y_hat = arithmetic(network, True).code(Read(z_size, network.gaussian, sources), level)
     for source in sources:
         source.finish()
     x = network.synthesise(y_hat.float(), level)[:, :, : first.height, : first.width].clamp(0, 1)

@@ -108,10 +108,12 @@ def gather(pieces: dict[Box, Tensor], part: Box) -> Tensor:
 
 
 class Workers:
-    """Runs a function over tiles, side by side on CPUs, each with one of torch's threads; in order of the tiles."""
+    """Runs a function over tiles, side by side on CPUs, each with one of torch's threads; in order of the tiles. A tile that
+    is the only one has all threads, unless it is `one_of` several that were coded side by side.
+    """
 
-    def __init__(self, tiles: int, device: torch.device, progress: Progress | None = None) -> None:
-        self.threads = min(torch.get_num_threads(), tiles) if device.type == "cpu" else 1
+    def __init__(self, tiles: int, device: torch.device, progress: Progress | None = None, *, one_of: int = 0) -> None:
+        self.threads = min(torch.get_num_threads(), max(tiles, one_of)) if device.type == "cpu" else 1
         self.all_threads = torch.get_num_threads()
         self.tiles, self.done, self.progress = tiles, 0, progress
         self.pool = ThreadPoolExecutor(self.threads, initializer=lambda: torch.set_num_threads(1)) if self.threads > 1 else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from PIL import Image
 
 from .bands import bands
 
@@ -16,45 +19,37 @@ def fill_transparent(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     if alpha.all():
         return pixels
     height, width = alpha.shape
-    quarter = np.zeros((-(-height // 4), -(-width // 4), 4), np.float32)
+    quarter = np.empty((-(-height // 4), -(-width // 4), 4), np.float32)
     for rows in bands(height):
         seen = alpha[rows, :, None] > 0
-        quarter[rows.start // 4 : -(-rows.stop // 4)] = _halve(_halve(np.concatenate([pixels[rows] * seen, seen], 2)))
-    coarse = np.pad(_filled(quarter), ((2, 2), (2, 2), (0, 0)), "edge")
+        shown = np.concatenate([pixels[rows] * seen, seen], 2)
+        quarter[rows.start // 4 : -(-rows.stop // 4)] = _each(shown, lambda channel: channel.reduce(4))
+    coarse = [Image.fromarray(channel) for channel in _filled(quarter).transpose(2, 0, 1)]
     filled = pixels.copy()
     for rows in bands(height):
         hidden = alpha[rows] == 0
         if hidden.any():
-            smooth = _double(_double(coarse[rows.start // 4 : -(-rows.stop // 4) + 4])[1:-1, 1:-1])
-            filled[rows][hidden] = np.rint(smooth[: len(hidden), :width][hidden])
+            box = (0, rows.start / 4, width / 4, rows.stop / 4)
+            smooth = [c.resize((width, len(hidden)), Image.Resampling.BILINEAR, box) for c in coarse]
+            filled[rows][hidden] = np.rint(np.dstack(smooth)[hidden])
     return filled
 
 
-def _filled(sums: np.ndarray) -> np.ndarray:
-    """(h, w, 4) float32: sums of the visible pixels' colours, and their number -> (h, w, 3) colours without holes."""
-    count = sums[..., 3:]
-    colours = sums[..., :3] / np.maximum(count, 1)
-    if count.all() or count.size == 1:
+def _filled(means: np.ndarray) -> np.ndarray:
+    """(h, w, 4) float32: means of colours, 0 where hidden, and the share of the visible -> (h, w, 3) without holes."""
+    share = means[..., 3:]
+    colours = means[..., :3] / np.where(share > 0, share, 1)
+    if share.all() or share.size == 1:
         return colours
-    coarse = np.pad(_filled(_halve(sums)), ((1, 1), (1, 1), (0, 0)), "edge")
-    return np.where(count > 0, colours, _double(coarse)[: sums.shape[0], : sums.shape[1]])
+    coarse = _filled(_each(means, lambda channel: channel.reduce(2)))
+    size = means.shape[1::-1]
+    double = _each(coarse, lambda channel: channel.resize(size, Image.Resampling.BILINEAR, (0, 0, size[0] / 2, size[1] / 2)))
+    return np.where(share > 0, colours, double)
 
 
-def _halve(values: np.ndarray) -> np.ndarray:
-    """(h, w, c) -> sums over squares of 2x2, float32; an odd last row or column alone."""
-    values = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2), (0, 0)))
-    pairs = np.add(values[::2], values[1::2], dtype=np.float32)
-    return pairs[:, ::2] + pairs[:, 1::2]
-
-
-def _double(padded: np.ndarray) -> np.ndarray:
-    """(h + 2, w + 2, c), with one more at every side -> (2h, 2w, c), linear between the middles."""
-    for axis in (0, 1):
-        a = padded if axis == 0 else padded.swapaxes(0, 1)
-        near, before, after = 0.75 * a[1:-1], 0.25 * a[:-2], 0.25 * a[2:]
-        doubled = np.stack([near + before, near + after], 1).reshape(-1, *a.shape[1:])
-        padded = doubled if axis == 0 else doubled.swapaxes(0, 1)
-    return padded
+def _each(values: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """(h, w, c), each channel changed by Pillow, float32."""
+    return np.dstack([change(Image.fromarray(channel)) for channel in values.transpose(2, 0, 1).astype(np.float32)])
 
 
 def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -76,7 +76,8 @@ class VideoPeer:
         if self.subsampling == "4:2:0" and (height % 2 or width % 2):
             raise PictureError(f"{self.name} codes 4:2:0 and needs even sides, not {width}x{height}")
         options = [text.format(quality=whole_number(self.name, quality), threads=threads) for text in self.options]
-        source = ["-f", "rawvideo", "-pixel_format", self._samples(), "-video_size", f"{width}x{height}", "-i", "-"]
+        samples = f"yuv{self.subsampling.replace(':', '')}p10le"
+        source = ["-f", "rawvideo", "-pixel_format", samples, "-video_size", f"{width}x{height}", "-i", "-"]
         target = ["-c:v", self.encoder, "-preset", self.preset, *options, "-f", self.stream]
         with tempfile.TemporaryDirectory() as folder:
             coded = Path(folder, "coded")
@@ -95,9 +96,6 @@ class VideoPeer:
         if not match:
             raise MlicError(f"ffmpeg decoded no picture from the {self.stream} bitstream")
         return planes_to_pixels(samples, int(match[2]), int(match[1]), self.subsampling)
-
-    def _samples(self) -> str:
-        return f"yuv{self.subsampling.replace(':', '')}p10le"
 
 
 def whole_number(codec: str, quality: float) -> int:
