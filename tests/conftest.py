@@ -4,9 +4,9 @@ import dataclasses
 import os
 from pathlib import Path
 
-from mlic.cli import _tune
+from mlic.cli import _keep_freed_memory
 
-_tune()  # before torch is loaded, as the command does
+_keep_freed_memory()  # before torch is loaded, as the command does
 
 import numpy as np
 import pytest

@@ -247,13 +247,13 @@ def test_threads(threads, monkeypatch):
 def test_existing_outputs_are_kept_without_force(coded):
     for command in (["encode", "a.png"], ["encode", "a.png", "-o", "a.mlic"], ["decode", "a.mlic"]):
         before = {name: Path(name).read_bytes() for name in files()}
-        assert "exists; -f overwrites" in refused(*command)
+        assert "exists; give another -o, or -f" in refused(*command)
         assert {name: Path(name).read_bytes() for name in files()} == before
 
 
 def test_nor_are_they_replaced_by_what_comes_through_a_pipe(coded):
     Path("old.mlic").write_bytes(b"old")
-    assert "exists; -f overwrites" in refused("encode", "-", "-o", "old.mlic", input=Path("a.png").read_bytes())
+    assert "exists; give another -o, or -f" in refused("encode", "-", "-o", "old.mlic", input=Path("a.png").read_bytes())
     assert Path("old.mlic").read_bytes() == b"old"
     succeed("encode", "-", "-f", "-o", "old.mlic", input=Path("a.png").read_bytes())
     assert Path("old.mlic").read_bytes() == coded
@@ -294,7 +294,9 @@ def test_nothing_is_no_name():
 def test_nothing_is_replaced_by_its_own_output(coded, force):
     os.link("a.mlic", "same.png")
     before = Path("a.mlic").read_bytes()
+    assert "its own output" in refused("encode", "a.mlic", *force)
     assert "its own output" in refused("encode", "a.png", "-o", "./a.png", *force)
+    assert "b.JPG would be a .mlic file in disguise" in misused("encode", "a.png", "-o", "b.JPG", *force)
     assert "its own output" in refused("decode", "a.mlic", "-o", "same.png", *force)
     assert "the picture itself" in misused("demo", "a.png", "-o", "../" + Path.cwd().name + "/a.png")
     assert Path("a.mlic").read_bytes() == before and size_of("a.png") == SIZE

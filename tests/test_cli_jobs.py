@@ -138,6 +138,8 @@ def test_quiet_and_verbose(photos):
     assert succeed("encode", "--quiet", "photos", "-o", "one").stdout == ""
     said = run("encode", "-v", "photos", "-o", "two", "-j", 1).stderr.splitlines()
     sizes = re.compile(r"mlic: photos/1\.png: [\d.]+ k?B -> [\d.]+ k?B, [\d.]+ bpp, \d+\.\d\d s")
+    assert said.pop(0) == "mlic: photos: note: left out, by their names no pictures: 1 .txt"
+    assert said.pop(3).endswith("note: larger than it was: 154 bytes before, 417 now")
     assert len(said) == 5 and sizes.fullmatch(said[0]) and SUMMARY.fullmatch(said[-1])
     bpp = float(said[0].split(" bpp")[0].split()[-1])
     assert bpp == pytest.approx(info("two/1.mlic")["bpp"], rel=1e-3)

@@ -88,7 +88,7 @@ def test_outputs_that_are_not_older_are_done():
     assert states == {"a.png": True, "B.JPG": True, "b.webp": False, "c.tiff": False}
     assert not any(job.done or job.problem for job in plan("photos", output="out", force=True))
     [job] = plan("photos/a.png", output="out")  # by its name
-    assert not job.done and "exists; -f overwrites" in job.problem
+    assert not job.done and "exists; give another -o, or -f" in job.problem
 
 
 def test_older_outputs_are_kept_without_force():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from picture_files import SRGB, cmyk_profile, deep_png, deep_tiff, deep_values, 
 from PIL import ExifTags, Image
 
 from mlic.errors import PictureError
-from mlic.pictures import read_picture, read_pixels
+from mlic.folders import picture_extensions
+from mlic.metrics import psnr
+from mlic.pictures import Picture, read_picture, read_pixels
+from mlic.saving import picture_bytes
 
 
 @pytest.fixture
@@ -245,6 +249,25 @@ def test_unreadable_sources(image, tmp_path):
         read_picture(io.BytesIO(whole[: len(whole) // 2]))
     with pytest.raises(PictureError, match="no pixels"):
         read_picture(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize(
+    "module, package, extension, head",
+    [
+        ("pillow_heif", "pillow-heif", "heic", b"\0\0\0\x18ftypheic\0\0"),
+        ("pillow_jxl", "pillow-jxl-plugin", "jxl", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    ],
+)
+def test_formats_of_plugins(photo, tmp_path, module, package, extension, head):
+    """With them, they are pictures as any; without, what is missing is named."""
+    if find_spec(module):
+        written = picture_bytes(Picture(photo), f".{extension}")
+        assert f".{extension}" in picture_extensions() and psnr(read_picture(written).pixels, photo) > 25
+        return
+    (tmp_path / "a").write_bytes(head)
+    for source in (head, tmp_path / "a", io.BytesIO(head)):
+        with pytest.raises(PictureError, match=f"^not a picture Pillow can read; .* needs the package {package}$"):
+            read_picture(source)
 
 
 def test_too_large_for_pillow(image, monkeypatch):

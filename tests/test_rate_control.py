@@ -1,5 +1,6 @@
 """encode_to_target: the search by itself, then real files of a small photograph."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -95,6 +96,12 @@ def test_bpp_counts_the_whole_file(model, crop):
     pixels = crop.pixels.shape[0] * crop.pixels.shape[1]
     assert 0.98 <= result.reached <= 1 and result.reached == pytest.approx(8 * len(result.data) / pixels)
     assert result.note is None and MlicFile.from_bytes(result.data).exif == heavy.exif
+    thumbnail = np.random.default_rng(1).bytes(8000)
+    for size in (8500, 9000, 10000):
+        result = encode_to_target(model, dataclasses.replace(heavy, exif=b"II*\0" + thumbnail), size=size, effort=0)
+        assert 0.98 * size <= len(result.data) <= size and result.note is None and result.passes <= 4
+    out_of_reach = encode_to_target(model, heavy, size=900, effort=0)
+    assert out_of_reach.quality == 1 and "lowest quality" in out_of_reach.note
     floating = encode_to_target(model, crop, bpp=1, exact=False, effort=0)
     assert MlicFile.from_bytes(floating.data).arithmetic == FLOAT
 

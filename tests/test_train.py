@@ -27,6 +27,7 @@ from mlic.cli import main
 from mlic.config import CONFIGS, FAST, ModelConfig
 from mlic.data import PictureBank, read_rgb
 from mlic.errors import MlicError, ResultsError
+from mlic.exact import REPLACEMENTS
 from mlic.learning import begin_from
 from mlic.model import build_model, lambda_level, level_lambda
 from mlic.muon import Muon, matrix_weights, orthogonal
@@ -36,7 +37,7 @@ from mlic.train_config import TrainConfig, crops_at, learning_rate
 from mlic.train_log import RunLog, plot, read_log
 from mlic.trainer import Trainer, _Forward, _Halves
 from mlic.validation import symbol_counts, validate
-from mlic.weights import load_model, seal
+from mlic.weights import load_model, save_weights, seal
 
 KILLED = """
 import os, signal, torch
@@ -56,7 +57,7 @@ from mlic.train import train
 from mlic.train_config import TrainConfig
 config, folder, out, steps = sys.argv[1:]
 model = train(TrainConfig(model=ModelConfig.from_json(config), data=(folder,), out=out, steps=int(steps), batch=1,
-    crop=64, bf16=False, save_every=0, threads=1, optimiser="adam"))
+    crop=64, bf16=False, save_every=0, threads=1, optimiser="adam"), resume=os.path.exists(f"{out}/checkpoint.pt"))
 rank = os.environ.get("RANK", "")
 torch.save({"average": model.state_dict(), "rng": torch.get_rng_state()}, f"{out}/final{rank}.pt")
 """
@@ -132,7 +133,7 @@ def test_killed_and_resumed_is_as_unbroken(folder, tmp_path, config):
     command = [sys.executable, "-c", KILLED + SCRIPT, config.to_json(), str(folder), str(tmp_path / "broken"), "12"]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     assert torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)["steps"] == 3
-    broken = train(settings(folder, tmp_path / "broken", config, **changes))
+    broken = train(settings(folder, tmp_path / "broken", config, **changes), resume=True)
     assert same(whole.state_dict(), broken.state_dict())
     assert list(read_log(tmp_path / "broken" / "log.csv")["step"]) == [4, 6, 8, 10, 12]
 
@@ -146,7 +147,7 @@ def test_one_process_takes_over_from_another(folder, tmp_path, config):
             assert first.poll() is None, first.stderr.read()
             time.sleep(0.05)
         with pytest.raises(ValueError, match="another process"):
-            train(settings(folder, tmp_path, config))
+            train(settings(folder, tmp_path, config), resume=True)
         assert first.poll() is None and not (tmp_path / "stop").exists()
         assert train(settings(folder, tmp_path, config, steps=1), take_over=True) is not None
         assert "no attribute 'state_dict'" in first.communicate(timeout=60)[1]  # stopped: `train` gave None
@@ -154,7 +155,7 @@ def test_one_process_takes_over_from_another(folder, tmp_path, config):
         first.kill()
     steps = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"]
     assert steps > 1 and not (tmp_path / "stop").exists()
-    train(settings(folder, tmp_path, config, steps=steps + 2))
+    train(settings(folder, tmp_path, config, steps=steps + 2), resume=True)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == steps + 2
 
 
@@ -172,7 +173,7 @@ def test_a_run_that_is_told_to_stop_can_go_on(folder, tmp_path, config, monkeypa
     assert train(settings(folder, tmp_path, config)) is None
     assert usual == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"] == 3
-    assert train(settings(folder, tmp_path, config)) is not None
+    assert train(settings(folder, tmp_path, config), resume=True) is not None
     assert list(read_log(tmp_path / "log.csv")["step"]) == [2, 4, 6]
 
 
@@ -198,7 +199,7 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
         told = file.metadata()["training"]
     assert "lr=0.003" in told and "scales=(1.0, 0.9)" in told
     assert f"data=('{folder.name}',), out='a'" in told and str(tmp_path.parent) not in told
-    assert "--resume goes on with it" in run("a", "--steps", 3, code=2)
+    assert "resume it (--resume)" in run("a", "--steps", 3, code=2)
     run("a", "--steps", 3, "--resume")
     assert steps("a") == 3 and load_model(path).digest != model.digest
     run("b", "--steps", 1, "--lr", 1e-9, "--init", path)
@@ -209,6 +210,18 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
         patch.setattr(Trainer, "step", lambda trainer, progress: (tmp_path / "d" / "stop").touch())
         assert "--resume goes on" in run("d", "--steps", 5, code=130) and not (tmp_path / "d" / "fast.safetensors").exists()
     assert "finite" in run("c", "--minutes", "inf", code=2)
+    save_weights(tmp_path / "own.safetensors", build_model(dataclasses.replace(config, name="mine", width=24)))
+    assert "mine.safetensors" in run("e", "--steps", 1, "--model", tmp_path / "own.safetensors")
+    assert load_model(tmp_path / "e" / "mine.safetensors").config.width == 24
+    assert "no model called 'nope'" in run("f", "--steps", 1, "--model", "nope", code=1)
+
+
+def test_layers_without_exact_form_are_known_before_they_are_trained(folder, tmp_path, config, monkeypatch, capfd):
+    train(settings(folder, tmp_path / "a", config, steps=1))
+    assert "exact" not in capfd.readouterr().err
+    monkeypatch.delitem(REPLACEMENTS, torch.nn.LeakyReLU)
+    train(settings(folder, tmp_path / "b", config, steps=1))
+    assert "its files will need exact=False (--float): LeakyReLU has no exact form" in capfd.readouterr().err
 
 
 def test_a_run_in_minutes(folder, tmp_path, config, monkeypatch):
@@ -501,11 +514,11 @@ def test_the_log_goes_on_where_the_run_does(folder, tmp_path, config):
     log = tmp_path / "log.csv"
     whole = log.read_bytes()
     log.write_bytes(whole + whole.splitlines(keepends=True)[-1].replace(b"4,", b"6,", 1) + b"8,0.")
-    train(settings(folder, tmp_path, config, steps=7))
+    train(settings(folder, tmp_path, config, steps=7), resume=True)
     assert list(read_log(log)["step"]) == [2, 4, 6, 7] and log.read_bytes().startswith(whole)
     before = log.read_bytes()
     with pytest.raises(ValueError, match="not made with model"):
-        train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=9))
+        train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=9), resume=True)
     assert log.read_bytes() == before
     (tmp_path / "checkpoint.pt").unlink()
     train(settings(folder, tmp_path, config, steps=1))
@@ -543,16 +556,21 @@ def test_a_run_resumed_from_before_its_validations_can_be_drawn(tmp_path):
 
 
 def test_a_checkpoint_that_is_none_or_another_model_s(folder, tmp_path, config):
+    with pytest.raises(ValueError, match="no run in .* to go on with"):
+        train(settings(folder, tmp_path, config, steps=1), resume=True)
     train(settings(folder, tmp_path, config, steps=1))
-    with pytest.raises(ValueError, match="not made with model"):
-        train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=2))
+    with pytest.raises(ValueError, match="there is a run in"):
+        train(settings(folder, tmp_path, config, steps=2))
+    for change in ({"width": 24}, {"lambda_range": (0.001, 0.1)}):  # the latter of the same tensors
+        with pytest.raises(ValueError, match="not made with model"):
+            train(settings(folder, tmp_path, dataclasses.replace(config, **change), steps=2), resume=True)
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     other = io.BytesIO()
     torch.save({"a": 1}, other)
     for damaged in (whole[: len(whole) // 2], b"nothing of the kind", b"hello world, a text\n", b"", other.getvalue()):
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged, or no checkpoint"):
-            train(settings(folder, tmp_path, config, steps=2))
+            train(settings(folder, tmp_path, config, steps=2), resume=True)
 
 
 def test_pictures_to_measure_on_are_looked_for_first(folder, tmp_path, config):

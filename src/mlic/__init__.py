@@ -7,10 +7,17 @@ mlic.decode(data).save("back.png")
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# Threads soon sleep while they wait: spinning, they keep each other from cores with other work too. Read as torch is loaded.
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # with none at all, idle cores took a fifth longer
 
 if TYPE_CHECKING:
     from .codec import decode, encode

@@ -69,7 +69,7 @@ def main() -> None:
     An input or output called - is stdin or stdout. `mlic COMMAND --help` has more examples.
     Exit code: 0 all done, 1 an input failed, 2 wrong usage, 130 interrupted by Ctrl-C.
     """
-    _tune()
+    _keep_freed_memory()
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs comes as an exception too
 
 
@@ -135,14 +135,8 @@ def _say(source: Path | None, text: str, colour: str | None = None) -> None:
         click.echo(click.style(line, fg=colour) if colour else line, err=True)
 
 
-def _tune() -> None:
-    """For the process to come. Threads soon sleep while they wait: spinning, they keep each other from cores that have
-    other work too; torch reads this as it is loaded. And glibc keeps freed memory: page faults otherwise take a sixth or
-    more of the time.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # with none at all, idle cores took a fifth longer
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory: page faults otherwise take a sixth or more of the time."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD

@@ -16,7 +16,7 @@ import click
 
 from .cli import INPUT, INTERRUPTED, FileName, _device, _fail, _say, _set_threads, device_option, force_option, main, together
 from .errors import MlicError
-from .folders import Job, picture_extensions, plan_jobs
+from .folders import Job, other_files, picture_extensions, plan_jobs
 
 if TYPE_CHECKING:  # they wait for torch
     from .jobs import Outcome
@@ -113,6 +113,9 @@ def encode(
         if value is not None and not math.isfinite(value):  # FloatRange lets nan through
             raise click.UsageError(f"{option} must be a number, not {value}")
     jobs = _plan(inputs, output, picture_extensions(), ".mlic", force)
+    for job in jobs:
+        if job.target.suffix.lower() in picture_extensions() and not job.problem:
+            raise click.UsageError(f"{job.target} would be a .mlic file in disguise: end its name in .mlic")
     _check_running(jobs, **how)
     from .tasks import Encode
 
@@ -135,6 +138,10 @@ def encode(
     if not config.variable_rate and (target or quality is not None or effort):
         option = f"--target-{target[0][0]}" if target else "-q" if quality is not None else "--effort"
         raise click.UsageError(f"model {config.name!r} has one rate: leave {option} out")
+    for folder in filter(os.path.isdir, () if how["quiet"] else inputs):
+        if others := other_files(folder, picture_extensions() | {".mlic"}):
+            kinds = ", ".join(f"{number} {kind or 'without extension'}" for kind, number in sorted(others.items()))
+            _say(folder, f"note: left out, by their names no pictures: {kinds}")
     _run(task, jobs, verb="encode", **how)
 
 

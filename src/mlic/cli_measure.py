@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .cli import _device, _fail, _say, _set_threads, device_option, force_option, main, threads_option, together
+from .cli import _device, _fail, _say, _set_threads, device_option, force_option, main, together
 from .errors import MlicError
 
 PATH = click.Path(path_type=Path)
@@ -28,7 +28,7 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Results file (JSON). An existing one is continued.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Pictures at once. Disturbs times.")
 @device_option
-@threads_option
+@click.option("-j", "--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads of the codec.")
 @force_option
 def evaluate_(images, model, codec, qualities, effort, name, output, jobs, device, threads, force) -> None:
     """Measure a model or another codec on IMAGES (files or folders): size, PSNR, MS-SSIM, seconds, memory.
@@ -67,7 +67,7 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
                 raise click.UsageError("-q must be from 1 to 100 for a model")
             else:
                 qualities = qualities or MODEL_QUALITIES
-        results = _measure(images, entry, run, qualities, output, threads=threads or 1, jobs=jobs, force=force)
+        results = _measure(images, entry, run, qualities, output, threads=threads, jobs=jobs, force=force)
     except (MlicError, OSError) as error:
         _fail(None, error)
         sys.exit(1)
@@ -197,7 +197,7 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
     from tqdm import tqdm
 
     from .evaluate import evaluate, find_pictures
-    from .results import failures_of, notes_on
+    from .results import Results, failures_of, notes_on
 
     _set_threads(1)  # of this process, which measures; the codec runs in others
     paths, notes = find_pictures(images)
@@ -205,6 +205,7 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
         _say(None, f"note: {note}")
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
+    before = Results.load(output).complete() if output and output.exists() and not force else []
     with tqdm(total=len(paths), desc=f"measure {entry['name']}", unit="picture", file=sys.stderr, disable=None) as bar:
 
         def progress(picture: dict[str, Any]) -> None:
@@ -215,6 +216,8 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
         results = evaluate(
             paths, entry, run, qualities=qualities, output=output, threads=threads, jobs=jobs, force=force, progress=progress
         )
+    if known := sum(picture in before for picture in results.pictures):
+        _say(None, f"note: {known} of {len(paths)} pictures were in {output} already; -f measures them anew")
     for note in notes_on(results):
         _say(None, f"note: {note}")
     return results

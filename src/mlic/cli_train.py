@@ -18,7 +18,7 @@ FOLDER = click.Path(exists=True, file_okay=False)
 
 
 @main.command()
-@click.option("--model", default="fast", show_default=True, type=click.Choice(["fast", "mlic", "mlic+", "mlic++"]))
+@click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Or weights whose config to take.")
 @click.option("--data", multiple=True, required=True, type=FOLDER, help="Folder of pictures. May be repeated.")
 @click.option("--val", multiple=True, type=FOLDER, help="Pictures to measure on at the end.")
 @click.option("--val-every", type=POSITIVE, help="Measure on them every so many minutes, too.")
@@ -60,23 +60,21 @@ def train(data, val, out, device, resume, take_over, **settings) -> None:
     numbers = [value for value in settings.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         raise click.UsageError("settings are finite numbers")
-    from .train import CHECKPOINT
+    from .config import CONFIGS
     from .train import train as run
     from .train_config import TrainConfig
-    from .weights import save_weights
+    from .weights import load_model, save_weights
 
-    if (out / CHECKPOINT).exists() and not (resume or take_over):
-        raise click.UsageError(f"there is a run in {out}: --resume goes on with it, another --out begins anew")
-    if resume and not (out / CHECKPOINT).exists():
-        raise click.UsageError(f"there is no run in {out} to go on with")
-    target = out / f"{settings['model']}.safetensors"
     try:
+        if settings["model"] not in CONFIGS:
+            settings["model"] = load_model(settings["model"]).config
         config = TrainConfig(data=data, val=val, out=str(out), **settings)
-        trained = run(config, device=_device(device), take_over=take_over)
+        trained = run(config, device=_device(device), resume=resume, take_over=take_over)
         if trained is None:
             click.echo(f"{out}: stopped; --resume goes on", err=True)
             sys.exit(INTERRUPTED)
         if int(os.environ.get("RANK", 0)) == 0:
+            target = out / f"{trained.config.name}.safetensors"
             save_weights(target, trained.cpu(), half=True, notes={"training": config.told()})
             click.echo(f"{target}: weights {trained.digest[:8].hex()}")
     except ValueError as error:

@@ -25,9 +25,9 @@ class ModelCoder:
     """One of our models, set up as `mlic encode` does it."""
 
     def __init__(self, model: str, device: str, threads: int, effort: int) -> None:
-        from .cli import _tune
+        from .cli import _keep_freed_memory
 
-        _tune()
+        _keep_freed_memory()
         import torch
 
         from .weights import load_model

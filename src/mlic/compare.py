@@ -69,7 +69,7 @@ def compare(
     if anchor not in curves:
         there = f"there are {', '.join(curves)}" if curves else "there are none"
         if not dataset:
-            there += "; the published curves are of other pictures than these results"
+            there += "; --anchor takes one of them, for the published curves are of other pictures than these results"
         elif more := [name for name in published_curves(dataset) if name not in curves]:
             there += f", and published {', '.join(more)}"
         raise ResultsError(f"no curve called {anchor!r}: {there}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+
+from .plugins import load_plugins
 
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow knows their names, but reads no pictures from them
 
@@ -32,6 +35,7 @@ def picture_extensions() -> set[str]:
     """File name extensions of the pictures Pillow reads here, such as ".png"; ".mlic" is none of them."""
     from PIL import Image
 
+    load_plugins()
     known = Image.registered_extensions().items()
     return {extension for extension, kind in known if kind in Image.OPEN and kind not in NO_PICTURES} - {".mlic"}
 
@@ -84,7 +88,7 @@ def check_target(target: Path, *, force: bool) -> None:
     if there and not (os.path.isfile(target) or os.path.isdir(target)):
         return  # a device or pipe is there to be written to
     if there and not force:
-        raise FileExistsError(f"{target} exists; -f overwrites")
+        raise FileExistsError(f"{target} exists; give another -o, or -f, which overwrites it")
     if not os.path.isdir(target.parent):
         raise FileNotFoundError(f"cannot write {target}: no folder {target.parent}")
     if not os.access(os.path.dirname(os.path.realpath(target)), os.W_OK):
@@ -108,15 +112,21 @@ def _find(given: Path, takes: Collection[str], unread: list[OSError]) -> tuple[P
     return Path(*parts[:fixed]), list(found)
 
 
-def _walk(folder: Path, takes: Collection[str], unread: list[OSError]) -> Iterator[Path]:
+def _walk(folder: Path, takes: Collection[str] | None, unread: list[OSError]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder, onerror=unread.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (path for path in (Path(place, name) for name in names) if _fits(path, takes))
 
 
-def _fits(path: Path, takes: Collection[str]) -> bool:
-    """A link to nothing fits: reading it will say so."""
-    named = not path.name.startswith(".") and path.suffix.lower() in takes
+def other_files(folder: Path, takes: Collection[str]) -> dict[str, int]:
+    """How many files, of which extensions, are left out of a folder because of these."""
+    left = (path.suffix.lower() for path in _walk(folder, None, []) if path.suffix.lower() not in takes)
+    return dict(Counter(left))
+
+
+def _fits(path: Path, takes: Collection[str] | None) -> bool:
+    """By its extension, which None does not ask for. A link to nothing fits: reading it will say so."""
+    named = not path.name.startswith(".") and (takes is None or path.suffix.lower() in takes)
     return named and (os.path.isfile(path) or not os.path.exists(path))
 
 
@@ -154,7 +164,7 @@ def _looked_at(job: Job, *, force: bool) -> Job:
     try:
         there = os.path.exists(job.target)
         if there and not piped and os.path.samefile(job.source, job.target):
-            raise FileExistsError("it would be replaced by its own output: give another -o")
+            raise FileExistsError(f"a {job.target.suffix} file already, which would be replaced by its own output")
         if job.found and not force and job.target.is_file():
             made = job.target.stat()
             if made.st_size and made.st_mtime_ns >= job.source.stat().st_mtime_ns:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import io
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image, features
 
 from .errors import MlicError
+from .plugins import load_plugins
 from .video import VideoPeer, whole_number
 
 
@@ -36,7 +37,7 @@ class PillowPeer:
     options: dict[str, object]
     quality_option: str = "quality"
     threads_option: str | None = None
-    plugin: str | None = None  # module to import first; where it has register_heif_opener, that is called
+    plugin: str | None = None  # module of Pillow's plugin (plugins.py)
     package: str = "pillow"  # on PyPI
     feature: str | None = None  # what Pillow itself must have been built with
 
@@ -78,9 +79,7 @@ class PillowPeer:
 
     def _prepare(self) -> None:
         if self.plugin:
-            module = import_module(self.plugin)
-            if hasattr(module, "register_heif_opener"):
-                module.register_heif_opener()
+            load_plugins()
 
     def _quality(self, quality: float) -> object:
         if self.quality_option == "quality_layers":  # JPEG 2000 takes compression ratios: ours is bits per pixel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -14,6 +15,7 @@ from .bands import bands
 from .deep import REDUCED, fits_8_bits, read_deep, to_8_bits
 from .errors import PictureError
 from .metadata import convert_to_srgb, exif_of, profile_space, to_srgb, xmp_of
+from .plugins import load_plugins, package_for
 from .transparency import fill_transparent
 
 UPRIGHT = {  # EXIF orientation -> what undoes it
@@ -59,16 +61,28 @@ def read_picture(source: PictureSource, *, strip: bool = False) -> Picture:
         return _assembled(_checked(np.asarray(source)))  # no subclass, whose methods may do other things
     if isinstance(source, (bytes, bytearray, memoryview)):
         source = io.BytesIO(source)
+    load_plugins()
     try:
         return _assembled(*_load(source, strip))
     except (PictureError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise PictureError("not a picture Pillow can read") from None
+        raise PictureError(f"not a picture Pillow can read{package_for(_head(source))}") from None
     except Exception as error:  # a damaged file can make Pillow's readers raise anything
         if isinstance(error, OSError) and error.filename is not None:
             raise PictureError(f"cannot be opened: {error.strerror}") from None
         raise PictureError(f"the picture cannot be read: {error}") from error
+
+
+def _head(source: str | os.PathLike | BinaryIO) -> bytes:
+    """The first bytes of a file, as far as they can be had."""
+    with contextlib.suppress(Exception):
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as file:
+                return file.read(12)
+        source.seek(0)
+        return source.read(12)
+    return b""
 
 
 def read_pixels(source: PictureSource) -> Picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -75,6 +76,10 @@ def encode_to_target(
         for note in picture.notes:
             warnings.warn(note, stacklevel=2)
     pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
+    unit = 1 if kind == "size" else 8 / pixels
+    metadata = [zlib.compress(data, 9) for data in (picture.icc, picture.exif, picture.xmp) if data]  # as in the file
+    kept = unit * sum(map(len, metadata))
+    room = max(target - kept, 0.01 * target)  # for what depends on the quality
     top = (model.config.quality_levels - 1) * 256
     results: dict[int, Controlled] = {}
 
@@ -85,18 +90,18 @@ def encode_to_target(
         if kind == "psnr":
             reached = _psnr(picture, coded.reconstruction)
         else:
-            reached = len(coded.data) * (1 if kind == "size" else 8 / pixels)
+            reached = len(coded.data) * unit
         results[code] = Controlled(coded.data, quality, reached, len(results) + 1)
-        return reached - target if kind == "psnr" else math.log(reached / target)
+        return reached - target if kind == "psnr" else math.log((reached - kept) / room)
 
     qualities = np.linspace(1, 100, 100)  # a guess of the error at each
     if kind == "psnr":
         typical = np.interp(qualities, _QUALITY, _TYPICAL_PSNR) - target
         window = (-PSNR_TOLERANCE, PSNR_TOLERANCE, PSNR_TOLERANCE)
     else:
-        wanted = target * (8 / pixels if kind == "size" else 1)
-        typical = np.interp(qualities, _QUALITY, _TYPICAL_LOG_BPP) - math.log(wanted)
-        window = (math.log(1 - SIZE_TOLERANCE), 0.0, math.log(1 + SIZE_TOLERANCE))
+        typical = np.interp(qualities, _QUALITY, _TYPICAL_LOG_BPP) - math.log(room * 8 / pixels / unit)
+        tolerance = min(SIZE_TOLERANCE * target / room, 5 * SIZE_TOLERANCE)
+        window = (math.log(1 - tolerance), 0.0, math.log(1 + tolerance))
     code, error = search(measure, (qualities - 1) / 99 * top, typical, window)
     best, note = results[code], None
     if not window[0] <= error <= window[2]:

@@ -128,9 +128,9 @@ def _run(ray, task: Task, jobs: Sequence[Job], report: Report, parallel: int | N
 
 def _work(task: Task, job: Job, weights_folders: str) -> Outcome:
     """In a worker: one job with one of torch's threads. The weights stay in memory for the next one."""
-    from .cli import _tune
+    from .cli import _keep_freed_memory
 
-    _tune()
+    _keep_freed_memory()
     import torch
 
     torch.set_num_threads(1)

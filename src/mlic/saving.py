@@ -18,6 +18,7 @@ from .bands import bands
 from .deep import REDUCED, to_8_bits
 from .errors import PictureError
 from .metadata import descriptive_tags
+from .plugins import load_plugins
 from .png16 import png16
 from .transparency import on_white
 
@@ -66,6 +67,7 @@ def grey_of(pixels: np.ndarray) -> np.ndarray:
 
 def format_of(extension: str) -> str:
     """Pillow's name of the format that a file name extension stands for. Raises PictureError where it writes none."""
+    load_plugins()
     kind = Image.registered_extensions().get(extension.lower())
     if kind is None or kind not in Image.SAVE:
         what = f"of type {extension}" if extension else "without an extension"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from . import codec, weights
 from .container import FLOAT, MlicFile
-from .errors import PictureError
+from .errors import DamagedFile, PictureError
 from .exact import exact_twin
 from .model import CompressionModel
 from .pictures import read_picture
@@ -59,14 +59,20 @@ class Encode:
         picture = read_picture(io.BytesIO(data), strip=self.strip)
         settings = {"exact": self.exact, "effort": self.effort, "tile": self.tile, "progress": progress}
         pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
+        notes, detail = picture.notes, ""
         if self.target is None:
-            return Coded(codec.encode_picture(network, picture, self.quality, **settings).data, pixels, picture.notes)
-        from .rate_control import encode_to_target
+            coded = codec.encode_picture(network, picture, self.quality, **settings).data
+        else:
+            from .rate_control import encode_to_target
 
-        kind, value = self.target
-        found = encode_to_target(network, picture, **{kind: value}, **settings)
-        detail = f"quality {found.quality:.2f} gives {found.reached:.6g} {UNITS[kind]}, found in {found.passes} passes"
-        return Coded(found.data, pixels, picture.notes + ((found.note,) if found.note else ()), detail)
+            kind, value = self.target
+            found = encode_to_target(network, picture, **{kind: value}, **settings)
+            times = f"{found.passes} pass" + "es" * (found.passes > 1)
+            detail = f"quality {found.quality:.2f} gives {found.reached:.6g} {UNITS[kind]}, found in {times}"
+            coded, notes = found.data, notes + ((found.note,) if found.note else ())
+        if len(coded) > len(data):
+            notes += (f"larger than it was: {len(data)} bytes before, {len(coded)} now",)
+        return Coded(coded, pixels, notes, detail)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,8 @@ class Decode:
             picture = codec.decode_file(network, file, region=self.region, scale=self.scale, progress=progress)
         except ValueError as error:  # the region is not inside this picture
             raise PictureError(str(error)) from None
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; {FLOATING}" if floating else str(error)) from None
         notes = ((FLOATING,) if floating else ()) + picture.notes
         return Coded(picture_bytes(picture, extension), file.width * file.height, notes)
 

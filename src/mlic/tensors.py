@@ -42,8 +42,8 @@ def encode_tensor(
     Traceback (most recent call last):
     mlic.errors.PictureError: a tensor of shape (20, 30, 3) is not (3, H, W): give x.permute(2, 0, 1)
     """
-    network = load_model(model, device=x.device)
     _check_tensor(x, "3 H W")
+    network = load_model(model, device=x.device)
     pixels = _to_integers(x).permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
     if x.dtype != torch.uint8:
         pixels = pixels.astype(np.uint16)
@@ -75,8 +75,8 @@ def encode_batch(
     Traceback (most recent call last):
     mlic.errors.PictureError: a tensor of shape (3, 20, 30) is not (B, 3, H, W): give x[None]
     """
-    network = load_model(model, device=x.device)
     _check_tensor(x, "B 3 H W")
+    network = load_model(model, device=x.device)
     height, width = x.shape[2:]
     if default_side(height, width) or not exact or max(height, width) > MAX_SIDE:
         return [encode_tensor(one, quality, network, exact=exact, effort=effort) for one in x]
@@ -186,6 +186,8 @@ def _to_integers(x: Tensor) -> Tensor:
 
 def _check_tensor(x: Tensor, form: str) -> None:
     """`form` is "3 H W" or "B 3 H W"; one channel will do as well."""
+    if not isinstance(x, Tensor):
+        raise PictureError(f"a {type(x).__name__} is no tensor: give torch.from_numpy, or torch.stack, of it")
     names, shape = form.split(), tuple(x.shape)
     if len(shape) != len(names) or shape[-3] not in (1, 3):
         batch = names[0] == "B"

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .config import ModelConfig
 from .data import PictureBank
-from .model import STRIDE, CompressionModel
+from .exact import make_exact
+from .model import STRIDE, CompressionModel, build_model
 from .train_config import TrainConfig, crops_at, learning_rate
 from .train_log import RunLog
 from .trainer import Trainer
@@ -34,14 +36,17 @@ except ImportError:  # Windows
 CHECKPOINT, STOP = "checkpoint.pt", "stop"
 
 
-def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) -> CompressionModel | None:
+def train(
+    config: TrainConfig, *, device: str = "cpu", resume: bool = False, take_over: bool = False
+) -> CompressionModel | None:
     """Run, writing `checkpoint.pt` (to go on from) and the logs of train_log.py into `config.out`. Returns the averaged
     model, with the counts for its coding tables; None where Ctrl-C, SIGTERM or a file `stop` in `config.out` ended the run,
     which it does after the step at work.
 
-    A checkpoint in `config.out` is continued, also into a longer run. With `take_over`, another process may be at work on
-    it: it goes on while this one reads the pictures and compiles, and is then stopped. Raises ValueError on settings that do
-    not fit, for a file that is no checkpoint, and when another process works in `config.out`.
+    With `resume`, the run whose checkpoint is in `config.out` is continued, also into a longer one. With `take_over`, another
+    process may be at work on it: it goes on while this one reads the pictures and compiles, and is then stopped. Raises
+    ValueError on settings that do not fit, where there is a run and none to go on with is asked for or the other way
+    round, for a file that is no checkpoint, and when another process works in `config.out`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and config.steps is None:
@@ -52,7 +57,13 @@ def train(config: TrainConfig, *, device: str = "cpu", take_over: bool = False) 
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     out = Path(config.out)
+    if (out / CHECKPOINT).exists() and not (resume or take_over):
+        raise ValueError(f"there is a run in {out}: resume it (--resume), or begin another one elsewhere")
+    if resume and not (out / CHECKPOINT).exists():
+        raise ValueError(f"there is no run in {out} to go on with")
     out.mkdir(parents=True, exist_ok=True)
+    if rank == 0 and (inexact := _without_exact_form(config.model)):
+        print(f"note: its files will need exact=False (--float): {inexact}", file=sys.stderr)
     with _process_group(world, device), contextlib.ExitStack() as held:
         if rank == 0 and not take_over:
             held.enter_context(_alone(out))
@@ -151,6 +162,16 @@ def _save(trainer: Trainer, elapsed: float) -> None:
             partial.replace(checkpoint)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _without_exact_form(config: str | ModelConfig) -> str:
+    """Why models of this config cannot decode alike everywhere, better known before they are trained; "" if they can."""
+    model = build_model(config)
+    try:
+        make_exact(model.h_s), make_exact(model.entropy_model)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _read_checkpoint(path: Path) -> dict:

@@ -268,6 +268,7 @@ class Trainer:
 
     def state(self) -> dict:
         return {
+            "config": self.shape.to_json(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimisers[0].state_dict(),
@@ -281,6 +282,8 @@ class Trainer:
     def load(self, state: dict) -> None:
         """Go on from `state()`, on any device. Raises ValueError when it is of another model or optimiser."""
         try:
+            if state.get("config", self.shape.to_json()) != self.shape.to_json():  # older ones have none
+                raise KeyError
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
         except (KeyError, RuntimeError):

@@ -116,7 +116,7 @@ def load_model(model: Model = "fast", *, device: str | torch.device = "cpu") -> 
     if path is None:
         raise WeightsError(
             f"no weights for {name!r} on this machine; give a weights file, or put "
-            f"{name}.safetensors in a folder named by MLIC_WEIGHTS (made by `mlic weights import`)"
+            f"{name}.safetensors in a folder named by MLIC_WEIGHTS (`mlic train` and `mlic weights import` make such files)"
         )
     if not path.exists() and path.suffix != ".safetensors":
         raise WeightsError(f"no model called {name!r}; there are {', '.join(CONFIGS)}, or give a weights file")
