@@ -23,23 +23,8 @@ from mlic.coder import SymbolDecoder
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
 from mlic.context import HalfTanh, LinearAttention, SoftmaxAttention
-from mlic.exact import (
-    FRACTION,
-    LIMIT,
-    ExactConv2d,
-    ExactExp,
-    ExactWinograd,
-    _weights,
-    exact_conv,
-    exact_exp,
-    exact_gelu,
-    exact_tanh,
-    exact_twin,
-    function_table,
-    make_exact,
-    settle,
-    to_grid,
-)
+from mlic.exact import ExactConv2d, ExactExp, ExactWinograd, _weights, exact_conv, exact_twin, make_exact
+from mlic.grid import FRACTION, LIMIT, exact_exp, exact_gelu, exact_tanh, function_table, settle, to_grid
 from mlic.pictures import read_picture
 from mlic.strategies import Estimate
 from mlic.weights import load_weights
