@@ -19,9 +19,9 @@ from pathlib import Path
 
 import click
 
-from mlic.cli import _tune
+from mlic.cli import _keep_freed_memory  # and threads that soon sleep: before torch is loaded
 
-_tune()  # before torch is loaded
+_keep_freed_memory()
 
 import torch
 
@@ -91,7 +91,7 @@ def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
     result = {
         "model": name,
         "arithmetic": "exact" if exact else "float",
-        "weights": "packaged" if find_weights(name) else "random",
+        "weights": model.digest.hex() if find_weights(name) else "random",
         "bytes": len(data),
     }
     for verb, all_splits in runs.items():

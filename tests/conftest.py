@@ -4,9 +4,9 @@ import dataclasses
 import os
 from pathlib import Path
 
-from mlic.cli import _keep_freed_memory
+from mlic.cli import _keep_freed_memory  # before torch is loaded, as the command does it
 
-_keep_freed_memory()  # before torch is loaded, as the command does
+_keep_freed_memory()
 
 import numpy as np
 import pytest

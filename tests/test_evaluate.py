@@ -92,6 +92,10 @@ def test_failures_are_reported_and_kept(pictures):
     assert content["means_over_pictures"] == 2
     bpp = [picture["points"][0]["bpp"] for picture in content["pictures"][:2]]
     assert content["means"][0]["bpp"] == pytest.approx(sum(bpp) / 2)
+    assert "already" not in run.stderr
+    again = CliRunner().invoke(main, ["eval", *inputs, *settings])
+    assert f"note: 2 of 4 pictures were in {pictures / 'r.json'} already, and are not measured again" in again.stderr
+    assert again.stdout == run.stdout
 
 
 def test_a_codec_that_fails_at_one_quality(pictures):

@@ -41,6 +41,12 @@ def test_a_weight_of_errors_is_positive(value):
         dataclasses.replace(CONFIGS["fast"], error_bits=value)
 
 
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "a\\b", "a b", 5])
+def test_a_name_is_fit_for_a_file(name):
+    with pytest.raises(ValueError, match="a model's name has letters"):
+        dataclasses.replace(CONFIGS["fast"], name=name)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x", "unknown": 1}'])
 def test_bad_config_is_a_value_error(text):
     with pytest.raises(ValueError):

@@ -59,6 +59,12 @@ def test_floating_point_is_coded_one_by_one(batch):
         assert np.array_equal((x * 255).round().byte().permute(1, 2, 0).numpy(), decode_array(data))
 
 
+def test_what_is_no_tensor(batch):
+    for given, remedy in ((list(batch), r"torch.stack\(x\)"), (batch.numpy(), r"torch.from_numpy\(x\)"), (None, "a tensor")):
+        with pytest.raises(PictureError, match=f"is no tensor: give {remedy}"):
+            encode_batch(given)
+
+
 def test_sides_too_long_for_a_file():
     with pytest.raises(PictureError, match="65536 a side"):
         encode_batch(torch.zeros(1, 3, 1, 70000, dtype=torch.uint8), 50, effort=0)

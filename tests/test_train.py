@@ -213,7 +213,7 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
     save_weights(tmp_path / "own.safetensors", build_model(dataclasses.replace(config, name="mine", width=24)))
     assert "mine.safetensors" in run("e", "--steps", 1, "--model", tmp_path / "own.safetensors")
     assert load_model(tmp_path / "e" / "mine.safetensors").config.width == 24
-    assert "no model called 'nope'" in run("f", "--steps", 1, "--model", "nope", code=1)
+    assert "no model called 'nope'" in run("f", "--steps", 1, "--model", "nope", code=2)
 
 
 def test_layers_without_exact_form_are_known_before_they_are_trained(folder, tmp_path, config, monkeypatch, capfd):
@@ -517,7 +517,7 @@ def test_the_log_goes_on_where_the_run_does(folder, tmp_path, config):
     train(settings(folder, tmp_path, config, steps=7), resume=True)
     assert list(read_log(log)["step"]) == [2, 4, 6, 7] and log.read_bytes().startswith(whole)
     before = log.read_bytes()
-    with pytest.raises(ValueError, match="not made with model"):
+    with pytest.raises(ValueError, match="not made with this model"):
         train(settings(folder, tmp_path, dataclasses.replace(config, width=24), steps=9), resume=True)
     assert log.read_bytes() == before
     (tmp_path / "checkpoint.pt").unlink()
@@ -562,7 +562,7 @@ def test_a_checkpoint_that_is_none_or_another_model_s(folder, tmp_path, config):
     with pytest.raises(ValueError, match="there is a run in"):
         train(settings(folder, tmp_path, config, steps=2))
     for change in ({"width": 24}, {"lambda_range": (0.001, 0.1)}):  # the latter of the same tensors
-        with pytest.raises(ValueError, match="not made with model"):
+        with pytest.raises(ValueError, match="not made with this model"):
             train(settings(folder, tmp_path, dataclasses.replace(config, **change), steps=2), resume=True)
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     other = io.BytesIO()

@@ -114,7 +114,7 @@ def encode(
             raise click.UsageError(f"{option} must be a number, not {value}")
     jobs = _plan(inputs, output, picture_extensions(), ".mlic", force)
     for job in jobs:
-        if job.target.suffix.lower() in picture_extensions() and not job.problem:
+        if job.target.suffix.lower() in picture_extensions() and job.target != job.source:
             raise click.UsageError(f"{job.target} would be a .mlic file in disguise: end its name in .mlic")
     _check_running(jobs, **how)
     from .tasks import Encode

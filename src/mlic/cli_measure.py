@@ -217,7 +217,7 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
             paths, entry, run, qualities=qualities, output=output, threads=threads, jobs=jobs, force=force, progress=progress
         )
     if known := sum(picture in before for picture in results.pictures):
-        _say(None, f"note: {known} of {len(paths)} pictures were in {output} already; -f measures them anew")
+        _say(None, f"note: {known} of {len(paths)} pictures were in {output} already, and are not measured again")
     for note in notes_on(results):
         _say(None, f"note: {note}")
     return results

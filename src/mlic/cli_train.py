@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .cli import INTERRUPTED, _device, _fail, device_option, main, threads_option
+from .config import CONFIGS
 from .errors import MlicError
 
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -18,7 +19,13 @@ FOLDER = click.Path(exists=True, file_okay=False)
 
 
 @main.command()
-@click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Or weights whose config to take.")
+@click.option(
+    "--model",
+    default="fast",
+    show_default=True,
+    metavar="NAME|FILE",
+    help=f"{', '.join(CONFIGS)}, or weights whose config to take.",
+)
 @click.option("--data", multiple=True, required=True, type=FOLDER, help="Folder of pictures. May be repeated.")
 @click.option("--val", multiple=True, type=FOLDER, help="Pictures to measure on at the end.")
 @click.option("--val-every", type=POSITIVE, help="Measure on them every so many minutes, too.")
@@ -60,7 +67,6 @@ def train(data, val, out, device, resume, take_over, **settings) -> None:
     numbers = [value for value in settings.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         raise click.UsageError("settings are finite numbers")
-    from .config import CONFIGS
     from .train import train as run
     from .train_config import TrainConfig
     from .weights import load_model, save_weights
@@ -68,6 +74,9 @@ def train(data, val, out, device, resume, take_over, **settings) -> None:
     try:
         if settings["model"] not in CONFIGS:
             settings["model"] = load_model(settings["model"]).config
+    except MlicError as error:
+        raise click.UsageError(str(error)) from None
+    try:
         config = TrainConfig(data=data, val=val, out=str(out), **settings)
         trained = run(config, device=_device(device), resume=resume, take_over=take_over)
         if trained is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any, Literal
 
 ANCHOR, NON_ANCHOR = True, False
@@ -82,8 +83,8 @@ class ModelConfig:
             raise ValueError("sizes must be whole numbers from 1 to 4096")
         if self.error_bits is not None and not (isinstance(self.error_bits, (int, float)) and self.error_bits > 0):
             raise ValueError("error_bits is a positive number or None")
-        if not isinstance(self.name, str):
-            raise ValueError("a model has a name")
+        if not (isinstance(self.name, str) and re.fullmatch(r"[\w+-][\w+.-]*", self.name)):  # it is part of file names
+            raise ValueError(f"a model's name has letters, digits, and + - . _ in it, not {self.name!r}")
         if (self.transform == "patch") != (self.quality_levels >= 2):
             raise ValueError("patch transforms have two quality levels or more, residual ones none")
 

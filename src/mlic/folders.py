@@ -164,7 +164,9 @@ def _looked_at(job: Job, *, force: bool) -> Job:
     try:
         there = os.path.exists(job.target)
         if there and not piped and os.path.samefile(job.source, job.target):
-            raise FileExistsError(f"a {job.target.suffix} file already, which would be replaced by its own output")
+            if job.source.suffix.lower() == job.gives:
+                raise FileExistsError(f"a {job.gives} file already, which would be replaced by its own output")
+            raise FileExistsError("it would be replaced by its own output: give another -o")
         if job.found and not force and job.target.is_file():
             made = job.target.stat()
             if made.st_size and made.st_mtime_ns >= job.source.stat().st_mtime_ns:

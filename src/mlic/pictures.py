@@ -129,6 +129,8 @@ def _load(source: Image.Image | str | os.PathLike | BinaryIO, strip: bool) -> tu
     image, notes = source, []
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"only one of {image.n_frames} frames is kept")
+    if image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
+        notes.append(REDUCED)
     values = read_deep(image, notes)
     image.load()
     if image.width == 0 or image.height == 0:

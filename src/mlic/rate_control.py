@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .alpha import alpha_bytes
 from .codec import encode_picture
 from .pictures import Picture, PictureSource, read_picture
 from .saving import grey_of
@@ -77,9 +78,8 @@ def encode_to_target(
             warnings.warn(note, stacklevel=2)
     pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
     unit = 1 if kind == "size" else 8 / pixels
-    metadata = [zlib.compress(data, 9) for data in (picture.icc, picture.exif, picture.xmp) if data]  # as in the file
-    kept = unit * sum(map(len, metadata))
-    room = max(target - kept, 0.01 * target)  # for what depends on the quality
+    kept = 0 if kind == "psnr" else unit * _kept_bytes(picture)
+    room = max(target - kept, 1e-9 * target)  # for what depends on the quality
     top = (model.config.quality_levels - 1) * 256
     results: dict[int, Controlled] = {}
 
@@ -106,9 +106,15 @@ def encode_to_target(
     best, note = results[code], None
     if not window[0] <= error <= window[2]:
         which = {0: "lowest", top: "highest"}.get(code, "nearest")
-        unit, digits = {"size": ("bytes", ".0f"), "bpp": ("bits per pixel", ".4g"), "psnr": ("dB", ".4g")}[kind]
-        note = f"{target:{digits}} {unit} cannot be reached: the {which} quality gives {best.reached:{digits}}"
+        of_what, digits = {"size": ("bytes", ".0f"), "bpp": ("bits per pixel", ".4g"), "psnr": ("dB", ".4g")}[kind]
+        note = f"{target:{digits}} {of_what} cannot be reached: the {which} quality gives {best.reached:{digits}}"
     return dataclasses.replace(best, passes=len(results), note=note)
+
+
+def _kept_bytes(picture: Picture) -> int:
+    """What a file has of a picture at any quality, nearly: metadata and alpha."""
+    metadata = [zlib.compress(data, 9) for data in (picture.icc, picture.exif, picture.xmp) if data]
+    return sum(map(len, metadata)) + (0 if picture.alpha is None else len(alpha_bytes(picture.alpha)))
 
 
 def search(

@@ -98,6 +98,8 @@ def picture_bytes(picture: Picture, extension: str) -> bytes:
             if "xmp" in options:
                 options["exif"][ExifTags.Base.XMLPacket] = options.pop("xmp")
         image.save(buffer, kind, **options)
+    except MemoryError:
+        raise
     except Exception as error:  # odd EXIF data can make Pillow's writers raise anything
         if picture.exif:
             data = picture_bytes(dataclasses.replace(picture, exif=None), extension)

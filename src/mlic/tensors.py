@@ -187,7 +187,8 @@ def _to_integers(x: Tensor) -> Tensor:
 def _check_tensor(x: Tensor, form: str) -> None:
     """`form` is "3 H W" or "B 3 H W"; one channel will do as well."""
     if not isinstance(x, Tensor):
-        raise PictureError(f"a {type(x).__name__} is no tensor: give torch.from_numpy, or torch.stack, of it")
+        remedy = {list: "torch.stack(x)", tuple: "torch.stack(x)", np.ndarray: "torch.from_numpy(x)"}.get(type(x), "a tensor")
+        raise PictureError(f"a {type(x).__name__} is no tensor: give {remedy}")
     names, shape = form.split(), tuple(x.shape)
     if len(shape) != len(names) or shape[-3] not in (1, 3):
         batch = names[0] == "B"

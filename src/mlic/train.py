@@ -45,8 +45,8 @@ def train(
 
     With `resume`, the run whose checkpoint is in `config.out` is continued, also into a longer one. With `take_over`, another
     process may be at work on it: it goes on while this one reads the pictures and compiles, and is then stopped. Raises
-    ValueError on settings that do not fit, where there is a run and none to go on with is asked for or the other way
-    round, for a file that is no checkpoint, and when another process works in `config.out`.
+    ValueError on settings that do not fit, for a run that is there without `resume`, or not there with it, for a file that
+    is no checkpoint, and when another process works in `config.out`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and config.steps is None:
@@ -67,7 +67,7 @@ def train(
     with _process_group(world, device), contextlib.ExitStack() as held:
         if rank == 0 and not take_over:
             held.enter_context(_alone(out))
-        state = {} if take_over else _read_checkpoint(out / CHECKPOINT)
+        state = _read_checkpoint(out / CHECKPOINT) if resume and not take_over else {}
         val = PictureBank(config.val, smallest=STRIDE, device=device) if config.val and rank == 0 else None
         trainer = Trainer(config, device=device, rank=rank, world=world)
         trainer.prepare()

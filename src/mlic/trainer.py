@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
 from .branches import Branches, branch_convolutions
-from .config import PAPERS_LAMBDAS
+from .config import PAPERS_LAMBDAS, ModelConfig
 from .data import PictureBank
 from .layers import has_bfloat16
 from .learning import begin_from, relative_rate, start
@@ -281,13 +282,15 @@ class Trainer:
 
     def load(self, state: dict) -> None:
         """Go on from `state()`, on any device. Raises ValueError when it is of another model or optimiser."""
+        before = ModelConfig.from_json(state["config"]) if "config" in state else self.shape  # older ones have none
+        own = dataclasses.asdict(self.shape)
+        if differing := [name for name, value in dataclasses.asdict(before).items() if value != own[name]]:
+            raise ValueError(f"the run was not made with this model: {', '.join(differing)} differ")
         try:
-            if state.get("config", self.shape.to_json()) != self.shape.to_json():  # older ones have none
-                raise KeyError
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
         except (KeyError, RuntimeError):
-            raise ValueError(f"the run was not made with model {self.shape.name!r}") from None
+            raise ValueError(f"the run was not made with this model {self.shape.name!r}") from None
         if (state.get("muon") is not None) != (len(self.optimisers) > 1):
             raise ValueError(f"the run was not made with --optimiser {self.config.optimiser}")
         for optimiser, saved in zip(self.optimisers, (state["optimiser"], state.get("muon"))):
