@@ -122,7 +122,7 @@ def _fail(source: Path | None, error: Exception | str) -> None:
     """One line on stderr, red on a terminal unless NO_COLOR is set."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if source is None and isinstance(error, OSError) and error.filename:
-        text = f"{os.fspath(error.filename)}: {text}"
+        text = f"{error.filename}: {text}"
     _say(source, text, None if os.environ.get("NO_COLOR") else "red")
 
 
