@@ -16,7 +16,7 @@ import click
 
 from .cli import INPUT, INTERRUPTED, FileName, _device, _fail, _say, _set_threads, device_option, force_option, main, together
 from .errors import MlicError
-from .folders import Job, other_files, picture_extensions, plan_jobs
+from .folders import Job, picture_extensions, plan_jobs
 
 if TYPE_CHECKING:  # they wait for torch
     from .jobs import Outcome
@@ -112,9 +112,10 @@ def encode(
     for option, value in (("-q", quality), *((f"--target-{kind}", value) for kind, value in target)):
         if value is not None and not math.isfinite(value):  # FloatRange lets nan through
             raise click.UsageError(f"{option} must be a number, not {value}")
-    jobs = _plan(inputs, output, picture_extensions(), ".mlic", force)
+    pictures, others = picture_extensions(), {}
+    jobs = _plan(inputs, output, pictures, ".mlic", force, others)
     for job in jobs:
-        if job.target.suffix.lower() in picture_extensions() and job.target != job.source:
+        if job.target.suffix.lower() in pictures and job.target != job.source:
             raise click.UsageError(f"{job.target} would be a .mlic file in disguise: end its name in .mlic")
     _check_running(jobs, **how)
     from .tasks import Encode
@@ -138,10 +139,10 @@ def encode(
     if not config.variable_rate and (target or quality is not None or effort):
         option = f"--target-{target[0][0]}" if target else "-q" if quality is not None else "--effort"
         raise click.UsageError(f"model {config.name!r} has one rate: leave {option} out")
-    for folder in filter(os.path.isdir, () if how["quiet"] else inputs):
-        if others := other_files(folder, picture_extensions() | {".mlic"}):
-            kinds = ", ".join(f"{number} {kind or 'without extension'}" for kind, number in sorted(others.items()))
-            _say(folder, f"note: left out, by their names no pictures: {kinds}")
+    for folder, counts in others.items():
+        kinds = [f"{number} {kind or 'without extension'}" for kind, number in sorted(counts.items()) if kind != ".mlic"]
+        if kinds and not how["quiet"]:
+            _say(folder, f"note: left out, by their names no pictures: {', '.join(kinds)}")
     _run(task, jobs, verb="encode", **how)
 
 
@@ -232,9 +233,11 @@ def info(file: Path, as_json: bool) -> None:
         click.echo("\n".join(f"{key:14} {value}" for key, value in facts.items()))
 
 
-def _plan(inputs: tuple[Path, ...], output: str | None, takes: set[str], gives: str, force: bool) -> list[Job]:
+def _plan(
+    inputs: tuple[Path, ...], output: str | None, takes: set[str], gives: str, force: bool, others: dict | None = None
+) -> list[Job]:
     try:
-        jobs = plan_jobs(inputs, output, takes=takes, gives=gives, force=force)
+        jobs = plan_jobs(inputs, output, takes=takes, gives=gives, force=force, others=others)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if any(str(job.target) == "-" for job in jobs) and sys.stdout.isatty():

@@ -197,7 +197,7 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
     from tqdm import tqdm
 
     from .evaluate import evaluate, find_pictures
-    from .results import Results, failures_of, notes_on
+    from .results import failures_of, notes_on
 
     _set_threads(1)  # of this process, which measures; the codec runs in others
     paths, notes = find_pictures(images)
@@ -205,10 +205,12 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
         _say(None, f"note: {note}")
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    before = Results.load(output).complete() if output and output.exists() and not force else []
+    found = 0
     with tqdm(total=len(paths), desc=f"measure {entry['name']}", unit="picture", file=sys.stderr, disable=None) as bar:
 
-        def progress(picture: dict[str, Any]) -> None:
+        def progress(picture: dict[str, Any], known: bool) -> None:
+            nonlocal found
+            found += known
             bar.update()
             for text in failures_of(picture):
                 _say(Path(picture["picture"]), text)
@@ -216,8 +218,8 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
         results = evaluate(
             paths, entry, run, qualities=qualities, output=output, threads=threads, jobs=jobs, force=force, progress=progress
         )
-    if known := sum(picture in before for picture in results.pictures):
-        _say(None, f"note: {known} of {len(paths)} pictures were in {output} already, and are not measured again")
+    if found:
+        _say(None, f"note: {found} of {len(paths)} pictures were in {output} already, and are not measured again")
     for note in notes_on(results):
         _say(None, f"note: {note}")
     return results

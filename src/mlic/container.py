@@ -72,7 +72,7 @@ class MlicFile:
             if content and len(content) > MAX_ANCILLARY:
                 raise PictureError(f"the {what} is larger than {MAX_ANCILLARY >> 20} MiB: strip it")
             if content:
-                parts.append(_chunk(kind, zlib.compress(content, 9)))
+                parts.append(_chunk(kind, deflated(content)))
         if self.tile:
             entries = [_ENTRY.pack(t.checksum, len(t.escapes), len(t.stream)) for t in self.tiles]
             parts.append(_chunk("TILE", struct.pack("<I", self.tile) + b"".join(entries)))
@@ -174,6 +174,11 @@ def _tile(checksum: int, payload: bytes, at: int, stream_at: int, end: int) -> C
     if cut:
         stream = stream[: len(stream) // 4 * 4]
     return CodedTile(checksum=checksum, escapes=payload[at:stream_at], stream=stream, cut=cut)
+
+
+def deflated(content: bytes) -> bytes:
+    """Metadata as a file holds it."""
+    return zlib.compress(content, 9)
 
 
 def _chunk(kind: str, payload: bytes) -> bytes:

@@ -108,7 +108,7 @@ def evaluate(
     threads: int = 1,
     jobs: int = 1,
     force: bool = False,
-    progress: Callable[[dict[str, Any]], None] = lambda picture: None,
+    progress: Callable[[dict[str, Any], bool], None] = lambda picture, known: None,
 ) -> Results:
     """Measure a codec on pictures and return what a results file holds.
 
@@ -123,7 +123,7 @@ def evaluate(
         threads: for the codec, where it can be told.
         jobs: pictures at once.
         force: start the results file afresh.
-        progress: called with each picture's entry, also those found in the file.
+        progress: called with each picture's entry, and whether it was found in the file.
 
     Raises:
         ResultsError: the file holds other settings, another version, or pictures that are not among `paths`.
@@ -152,7 +152,7 @@ def evaluate(
         results.pictures = [entries[path.name] for path in paths if path.name in entries]
         if output:
             results.save(output)
-        progress(entry)
+        progress(entry, entry is done.get(entry["picture"]))
 
     def work(path: Path) -> dict[str, Any]:
         return measure_picture(path, run, qualities=qualities, threads=threads, done=done.get(path.name))

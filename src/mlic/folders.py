@@ -41,17 +41,25 @@ def picture_extensions() -> set[str]:
 
 
 def plan_jobs(
-    inputs: Sequence[str | Path], output: str | None, *, takes: Collection[str], gives: str, force: bool = False
+    inputs: Sequence[str | Path],
+    output: str | None,
+    *,
+    takes: Collection[str],
+    gives: str,
+    force: bool = False,
+    others: dict[Path, Counter[str]] | None = None,
 ) -> list[Job]:
     """A job for each input, where folders and globs stand for the files in them.
 
     Of folders (with all folders in them) and globs, files are taken whose extension is in `takes`; hidden ones are not.
     Their outputs lie beside them, or keep their place in the tree under the folder `output`. `gives` is the outputs'
-    extension. Folders that cannot be read, and files that would have the output of another, are jobs with a problem.
-    Raises ValueError when `output` does not fit the inputs, or two inputs given by their own names would have one output.
+    extension. `others` is told how many files, of which extensions, each folder has besides. Folders that cannot be read,
+    and files that would have the output of another, are jobs with a problem. Raises ValueError when `output` does not fit
+    the inputs, or two inputs given by their own names would have one output.
     """
     unread: list[OSError] = []
-    listed = [(Path(text), *_find(Path(text), takes, unread)) for text in map(str, inputs)]
+    others = {} if others is None else others
+    listed = [(Path(text), *_find(Path(text), takes, unread, others)) for text in map(str, inputs)]
     folder = _folder(output, len(listed), trees=any(base is not None for _, base, _ in listed))
     groups: dict[str, dict[str, Job]] = {}  # by the target, then by the source
     problems = {os.path.realpath(error.filename): error for error in unread}
@@ -95,38 +103,39 @@ def check_target(target: Path, *, force: bool) -> None:
         raise PermissionError(f"cannot write {target}: Permission denied")
 
 
-def _find(given: Path, takes: Collection[str], unread: list[OSError]) -> tuple[Path | None, list[Path]]:
+def _find(
+    given: Path, takes: Collection[str], unread: list[OSError], others: dict[Path, Counter[str]]
+) -> tuple[Path | None, list[Path]]:
     """(None, the file itself), or for a folder or glob (folder that the tree's layout is relative to, files in it).
-    Folders that cannot be read go to `unread`.
+    Folders that cannot be read go to `unread`, the extensions of a folder's other files to `others`.
     """
     if os.path.isdir(given):
-        return given, sorted(_walk(given, takes, unread))
+        others[given] = Counter()
+        return given, sorted(_walk(given, takes, unread, others[given]))
     if str(given) == "-" or os.path.exists(given) or not glob.has_magic(str(given)):
         return None, [given]
     parts = list(given.parts)
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     found: dict[Path, None] = {}
     for path in map(Path, sorted(glob.glob(str(given), recursive=True))):
-        inside = sorted(_walk(path, takes, unread)) if os.path.isdir(path) else [path] * _fits(path, takes)
+        inside = sorted(_walk(path, takes, unread, Counter())) if os.path.isdir(path) else [path] * _fits(path, takes)
         found.update(dict.fromkeys(inside))
     return Path(*parts[:fixed]), list(found)
 
 
-def _walk(folder: Path, takes: Collection[str] | None, unread: list[OSError]) -> Iterator[Path]:
+def _walk(folder: Path, takes: Collection[str], unread: list[OSError], others: Counter[str]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder, onerror=unread.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (path for path in (Path(place, name) for name in names) if _fits(path, takes))
+        for path in (Path(place, name) for name in names):
+            if _fits(path, takes):
+                yield path
+            elif _fits(path, kind := {path.suffix.lower()}):
+                others.update(kind)
 
 
-def other_files(folder: Path, takes: Collection[str]) -> dict[str, int]:
-    """How many files, of which extensions, are left out of a folder because of these."""
-    left = (path.suffix.lower() for path in _walk(folder, None, []) if path.suffix.lower() not in takes)
-    return dict(Counter(left))
-
-
-def _fits(path: Path, takes: Collection[str] | None) -> bool:
-    """By its extension, which None does not ask for. A link to nothing fits: reading it will say so."""
-    named = not path.name.startswith(".") and (takes is None or path.suffix.lower() in takes)
+def _fits(path: Path, takes: Collection[str]) -> bool:
+    """A link to nothing fits: reading it will say so."""
+    named = not path.name.startswith(".") and path.suffix.lower() in takes
     return named and (os.path.isfile(path) or not os.path.exists(path))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from .alpha import alpha_bytes
 from .codec import encode_picture
+from .container import deflated
 from .pictures import Picture, PictureSource, read_picture
 from .saving import grey_of
 from .tiles import Progress
@@ -113,7 +113,7 @@ def encode_to_target(
 
 def _kept_bytes(picture: Picture) -> int:
     """What a file has of a picture at any quality, nearly: metadata and alpha."""
-    metadata = [zlib.compress(data, 9) for data in (picture.icc, picture.exif, picture.xmp) if data]
+    metadata = [deflated(data) for data in (picture.icc, picture.exif, picture.xmp) if data]
     return sum(map(len, metadata)) + (0 if picture.alpha is None else len(alpha_bytes(picture.alpha)))
 
 

@@ -95,7 +95,9 @@ class Decode:
         except ValueError as error:  # the region is not inside this picture
             raise PictureError(str(error)) from None
         except DamagedFile as error:
-            raise DamagedFile(f"{error}; {FLOATING}" if floating else str(error)) from None
+            if not floating:
+                raise
+            raise DamagedFile(f"{error}; {FLOATING}") from None
         notes = ((FLOATING,) if floating else ()) + picture.notes
         return Coded(picture_bytes(picture, extension), file.width * file.height, notes)
 

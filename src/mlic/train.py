@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .config import ModelConfig
 from .data import PictureBank
 from .exact import make_exact
-from .model import STRIDE, CompressionModel, build_model
+from .model import STRIDE, CompressionModel
 from .train_config import TrainConfig, crops_at, learning_rate
 from .train_log import RunLog
 from .trainer import Trainer
@@ -57,19 +56,20 @@ def train(
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     out = Path(config.out)
-    if (out / CHECKPOINT).exists() and not (resume or take_over):
+    begun = (out / CHECKPOINT).exists()
+    if begun and not (resume or take_over):
         raise ValueError(f"there is a run in {out}: resume it (--resume), or begin another one elsewhere")
-    if resume and not (out / CHECKPOINT).exists():
+    if resume and not begun:
         raise ValueError(f"there is no run in {out} to go on with")
     out.mkdir(parents=True, exist_ok=True)
-    if rank == 0 and (inexact := _without_exact_form(config.model)):
-        print(f"note: its files will need exact=False (--float): {inexact}", file=sys.stderr)
     with _process_group(world, device), contextlib.ExitStack() as held:
         if rank == 0 and not take_over:
             held.enter_context(_alone(out))
         state = _read_checkpoint(out / CHECKPOINT) if resume and not take_over else {}
         val = PictureBank(config.val, smallest=STRIDE, device=device) if config.val and rank == 0 else None
         trainer = Trainer(config, device=device, rank=rank, world=world)
+        if rank == 0 and (inexact := _without_exact_form(trainer.model)):
+            print(f"note: its files will need exact=False (--float): {inexact}", file=sys.stderr)
         trainer.prepare()
         if take_over:
             held.enter_context(_alone(out, take_over=True))
@@ -164,9 +164,8 @@ def _save(trainer: Trainer, elapsed: float) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _without_exact_form(config: str | ModelConfig) -> str:
-    """Why models of this config cannot decode alike everywhere, better known before they are trained; "" if they can."""
-    model = build_model(config)
+def _without_exact_form(model: CompressionModel) -> str:
+    """Why such a model cannot decode alike everywhere, better known before it is trained; "" if it can."""
     try:
         make_exact(model.h_s), make_exact(model.entropy_model)
     except ValueError as error:

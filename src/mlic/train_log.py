@@ -31,9 +31,12 @@ class RunLog:
             self.events = SummaryWriter(str(out), purge_step=step or None)
         for path in (out / LOG, out / VALIDATION):
             if path.exists():
-                lines = path.read_bytes().splitlines(keepends=True)
+                before = path.read_bytes()
+                lines = before.splitlines(keepends=True)
                 kept = [line for i, line in enumerate(lines) if line.endswith(b"\n") and (i == 0 or _step(line) <= step)]
-                write_whole(path, b"".join(kept) if len(kept) > 1 else b"")
+                after = b"".join(kept) if len(kept) > 1 else b""
+                if after != before:
+                    write_whole(path, after)
 
     def line(self, values: dict[str, float | str]) -> None:
         """One line of log.csv: step, seconds, and measures by name, as numbers or as they are to be written."""
