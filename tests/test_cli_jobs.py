@@ -185,16 +185,25 @@ def interrupt(process: subprocess.Popen, started: Path) -> tuple[str, float]:
     return said, time.monotonic() - sent
 
 
+SCRIPT = """
+import multiprocessing
+from mlic.cli import main
+
+multiprocessing.set_start_method("{}")  # the usual one of Python up to 3.13 on Linux, and of 3.14
+main()
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_stops_a_job_of_many(photo, jobs):
+@pytest.mark.parametrize("jobs, start", [(1, "fork"), (2, "fork"), (2, "forkserver")])
+def test_ctrl_c_stops_a_job_of_many(photo, jobs, start):
     os.mkdir("many")
     for i in range(60):
         Image.fromarray(photo).save(f"many/{i}.png")
     os.mkdir("coded")
     command = command_line("encode", "many", "-o", "coded", "-j", jobs)
     process = subprocess.Popen(
-        command,
+        [*command[:1], "-c", SCRIPT.format(start), *command[3:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from . import __version__
 from .errors import MlicError
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
+_progress_lock = threading.RLock()
 
 
 class FileName(click.Path):
@@ -127,12 +129,21 @@ def _fail(source: Path | None, error: Exception | str) -> None:
 
 
 def _say(source: Path | None, text: str, colour: str | None = None) -> None:
-    from tqdm import tqdm
-
+    tqdm = _progress_bar()
     where = "" if source is None else f"{'stdin' if str(source) == '-' else source}: "
     with tqdm.external_write_mode(file=sys.stderr):  # not into the middle of a progress bar
         line = f"mlic: {where}{text}"
         click.echo(click.style(line, fg=colour) if colour else line, err=True)
+
+
+def _progress_bar():
+    """tqdm, with a lock of this process alone. With its own, from Python 3.14 on it starts a process that looks after the lock
+    and complains when this one is ended.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(_progress_lock)
+    return tqdm
 
 
 def _keep_freed_memory() -> None:

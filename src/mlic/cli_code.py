@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli import INPUT, INTERRUPTED, FileName, _device, _fail, _say, _set_threads, device_option, force_option, main, together
+from .cli import (
+    INPUT,
+    INTERRUPTED,
+    FileName,
+    _device,
+    _fail,
+    _progress_bar,
+    _say,
+    _set_threads,
+    device_option,
+    force_option,
+    main,
+    together,
+)  # fmt: skip
 from .errors import MlicError
 from .folders import Job, picture_extensions, plan_jobs
 
@@ -322,8 +335,7 @@ class _Log:
     """Prints and counts what becomes of jobs, and shows progress on a terminal."""
 
     def __init__(self, number: int, *, verb: str, verbose: bool, quiet: bool) -> None:
-        from tqdm import tqdm
-
+        tqdm = _progress_bar()
         self.many, self.verb, self.verbose, self.quiet = number > 1, verb, verbose, quiet
         self.done = self.skipped = self.failed = self.bytes_in = self.bytes_out = 0
         self.started = time.perf_counter()

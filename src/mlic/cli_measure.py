@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .cli import _device, _fail, _say, _set_threads, device_option, force_option, main, together
+from .cli import _device, _fail, _progress_bar, _say, _set_threads, device_option, force_option, main, together
 from .errors import MlicError
 
 PATH = click.Path(path_type=Path)
@@ -194,8 +194,6 @@ def _names(text: str) -> list[str]:
 
 def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=False) -> Any:
     """Evaluate with a progress bar; failures and notes go to stderr."""
-    from tqdm import tqdm
-
     from .evaluate import evaluate, find_pictures
     from .results import failures_of, notes_on
 
@@ -206,6 +204,7 @@ def _measure(images, entry, run, qualities, output, *, threads=1, jobs=1, force=
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
     found = 0
+    tqdm = _progress_bar()
     with tqdm(total=len(paths), desc=f"measure {entry['name']}", unit="picture", file=sys.stderr, disable=None) as bar:
 
         def progress(picture: dict[str, Any], known: bool) -> None:
