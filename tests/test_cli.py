@@ -184,6 +184,16 @@ def test_info(coded, small_models):
     assert [line.split()[0] for line in text.splitlines()] == list(facts)
 
 
+def test_info_of_several_files(coded):
+    Path("b.mlic").write_bytes(coded)
+    Path("c.mlic").write_bytes(b"none")
+    assert succeed("info", "a.mlic", "b.mlic").stdout.count("\n\nfile ") == 1
+    result = run("info", "--json", "a.mlic", "c.mlic", "b.mlic")
+    assert result.exit_code == 1 and result.stderr.startswith("mlic: c.mlic: ")
+    first, second = (json.loads("{" + part) for part in result.stdout.split("{")[1:])
+    assert (first.pop("file"), second.pop("file")) == ("a.mlic", "b.mlic") and first == second
+
+
 def test_float_is_marked_and_decodes_with_a_word(coded):
     succeed("encode", "--float", "a.png", "-o", "float.mlic")
     kinds = {name: json.loads(succeed("info", "--json", name).stdout)["arithmetic"] for name in ("a.mlic", "float.mlic")}
@@ -279,8 +289,10 @@ def test_two_inputs_with_one_output(other):
     os.mkdir("sub")
     with Image.open("a.png") as image:
         image.save("a.jpg")
-    assert "would both become " in misused("encode", "-f", "a.png", other)
-    assert files() == ["a.jpg", "a.png"]
+        image.save("sub/a.png")
+    assert run("encode", "a.png", other).exit_code == 0
+    assert files() == ["a.jpg", "a.jpg.mlic", "a.png", "a.png.mlic", "sub/a.png"]
+    assert "would both become " in misused("encode", "-f", "a.png", "sub/a.png", "-o", "coded")
 
 
 def test_nothing_is_no_name():

@@ -20,9 +20,9 @@ def tree(tmp_path, monkeypatch) -> None:
         path.write_bytes(b"content")
 
 
-def plan(*inputs, output=None, force=False, decode=False) -> list[Job]:
+def plan(*inputs, output=None, decode=False, **settings) -> list[Job]:
     takes, gives = ({".mlic"}, ".png") if decode else (picture_extensions(), ".mlic")
-    return plan_jobs(inputs, output, takes=takes, gives=gives, force=force)
+    return plan_jobs(inputs, output, takes=takes, gives=gives, **settings)
 
 
 def targets(*inputs, **settings) -> dict[str, str]:
@@ -94,11 +94,29 @@ def test_outputs_that_are_not_older_are_done():
 def test_older_outputs_are_kept_without_force():
     make("photos/a.mlic", age=100)
     [job] = plan("photos/*.png")
-    assert not job.done and "is older than it; -f overwrites" in job.problem
+    assert not job.done and "is older than it; -u overwrites such outputs, -f all" in job.problem
     assert not plan("photos/*.png", force=True)[0].problem
     make("photos/a.png", age=200)  # an original beside its coded file
     [job] = plan("photos/a*", decode=True)
     assert not job.done and "photos/a.png exists" in job.problem
+
+
+@pytest.mark.parametrize("name", ["photos/*.png", "photos/a.png"])
+def test_older_outputs_are_done_again_with_update(name):
+    make("out/a.mlic", age=100)
+    [job] = plan(name, output="out", update=True)
+    assert not job.done and not job.problem
+    make("out/a.mlic", age=0)
+    [job] = plan(name, output="out", update=True)
+    assert job.done
+    [job] = plan(name, output="out", update=True, force=True)
+    assert not job.done and not job.problem
+
+
+def test_what_comes_by_a_pipe_has_no_age():
+    make("out/a.mlic", age=100)
+    [job] = plan("-", output="out/a.mlic", update=True)
+    assert not job.done and "exists" in job.problem
 
 
 def test_an_empty_output_is_not_done():
@@ -106,23 +124,35 @@ def test_an_empty_output_is_not_done():
     Path("out/a.mlic").write_bytes(b"")
     [job] = plan("photos/*.png", output="out")
     assert not job.done and "exists" in job.problem
+    [job] = plan("photos/*.png", output="out", update=True)
+    assert not job.done and not job.problem
+
+
+def test_pictures_with_one_output_keep_their_extensions():
+    Path("photos/a.jpg").touch()
+    Path("photos/sub/a.png").touch()
+    coded = [*CODED[:1], "out/a.png.mlic", *CODED[2:], "out/a.jpg.mlic", "out/sub/a.mlic"]
+    assert targets("photos", output="out") == dict(zip([*ALL, "photos/a.jpg", "photos/sub/a.png"], coded))
+    assert list(targets("photos/a.png", "photos/a.jpg").values()) == ["photos/a.png.mlic", "photos/a.jpg.mlic"]
+    make("out/a.mlic", age=-100)  # of which of them is not known
+    assert not any(job.done or job.problem for job in plan("photos", output="out"))
+    Path("photos/a.jpg.webp").touch()  # would become what a.jpg does
+    problems = {job.source.name: job.problem for job in plan("photos", output="out")}
+    why = "photos/a.jpg and photos/a.jpg.webp would both become out/a.jpg.mlic: rename one, or give them apart"
+    assert problems["a.jpg"] == problems["a.jpg.webp"] == why and not problems["a.png"]
 
 
 def test_two_inputs_with_one_output():
     """Of files that were found, none is done, or a later job would take the one for the other; two that were named are a
     mistake.
     """
-    Path("photos/a.jpg").touch()
-    jobs = {str(job.source): job.problem for job in plan("photos", output="out")}
-    why = "photos/a.jpg and photos/a.png would both become out/a.mlic: rename one, or give them apart"
-    assert jobs == {source: why if source.startswith("photos/a.") else "" for source in [*ALL, "photos/a.jpg"]}
     os.makedirs("other")
     Path("other/a.png").touch()
     for inputs in (["photos/*.png", "other"], ["photos/a.png", "other"], ["other", "photos/a.png"]):
         assert [bool(job.problem) for job in plan(*inputs, output="out")] == [True, True]
     with pytest.raises(ValueError, match="would both become out/a.mlic"):
         plan("photos/a.png", "other/a.png", output="out")
-    assert len(plan("photos/a.png", "photos", "photos/*.png", output="out")) == 5 - 1 + 1  # one file, three times given
+    assert len(plan("photos/a.png", "photos", "photos/*.png", output="out")) == len(ALL)  # one file, three times given
 
 
 def locked(path, monkeypatch) -> None:

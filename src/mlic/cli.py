@@ -156,4 +156,4 @@ def _keep_freed_memory() -> None:
         pass
 
 
-from . import cli_code, cli_measure, cli_models, cli_train  # noqa: E402, F401  (they add their commands to `main`)
+from . import cli_code, cli_info, cli_measure, cli_models, cli_train  # noqa: E402, F401  (they add their commands to `main`)

@@ -1,9 +1,8 @@
-"""The commands that code: `mlic encode`, `mlic decode`, `mlic info`."""
+"""The commands that code: `mlic encode`, `mlic decode`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -82,6 +81,7 @@ _job_options = together(  # what `mlic encode` and `mlic decode` have in common
     click.argument("inputs", nargs=-1, required=True, type=INPUT, metavar="IN..."),
     output_option,
     force_option,
+    click.option("-u", "--update", is_flag=True, help="Overwrite outputs older than their inputs, skip the others."),
     device_option,
     click.option("-j", "--threads", type=click.IntRange(1), help=THREADS),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a Ray cluster."),
@@ -103,7 +103,7 @@ _job_options = together(  # what `mlic encode` and `mlic decode` have in common
 @click.option("--tile", type=int, callback=_tile, metavar="N", help="Pixels a side of tiles, a multiple of 64; 0: one.")
 @click.option("--float", "floating", is_flag=True, help="Faster; decodes only on such a machine, with as many threads.")
 def encode(
-    inputs, output, force, device, quality, target_size, target_bpp, target_psnr, model, effort, strip, tile, floating, **how
+    inputs, output, device, quality, target_size, target_bpp, target_psnr, model, effort, strip, tile, floating, **how
 ) -> None:
     """Encode pictures to .mlic files, beside the inputs unless -o says otherwise.
 
@@ -116,7 +116,7 @@ def encode(
     cat photo.png | mlic encode - > photo.mlic
 
     Of files found in folders and by patterns, those whose output is there and not older are skipped, so a job that was
-    interrupted can be given again.
+    interrupted can be given again. Pictures that would have one output keep their extensions: a.jpg.mlic and a.png.mlic.
     """
     targets = {"size": target_size, "bpp": target_bpp, "psnr": target_psnr}
     target = [(kind, value) for kind, value in targets.items() if value is not None]
@@ -126,7 +126,7 @@ def encode(
         if value is not None and not math.isfinite(value):  # FloatRange lets nan through
             raise click.UsageError(f"{option} must be a number, not {value}")
     pictures, others = picture_extensions(), {}
-    jobs = _plan(inputs, output, pictures, ".mlic", force, others)
+    jobs = _plan(inputs, output, pictures, ".mlic", others, **how)
     for job in jobs:
         if job.target.suffix.lower() in pictures and job.target != job.source:
             raise click.UsageError(f"{job.target} would be a .mlic file in disguise: end its name in .mlic")
@@ -166,7 +166,7 @@ def encode(
 @click.option("--region", type=_Region(), metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
 @click.option("--scale", type=click.Choice(["1/1", "1/2", "1/4", "1/8"]), default="1/1", help="A smaller picture.")
 @click.option("--allow-partial", is_flag=True, help="Decode what is there of a truncated file, hatch the rest.")
-def decode(inputs, output, force, model, device, kind, region, scale, allow_partial, **how) -> None:
+def decode(inputs, output, model, device, kind, region, scale, allow_partial, **how) -> None:
     """Decode .mlic files to pictures: PNG, or what --format or the extension of -o says.
 
     \b
@@ -184,7 +184,7 @@ def decode(inputs, output, force, model, device, kind, region, scale, allow_part
     factor = int(scale[2:])
     if region and (region[0] % factor or region[1] % factor):
         raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
-    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, kind, force)]
+    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, kind, **how)]
     _check_running(jobs, **how)
     from .tasks import Decode
 
@@ -193,64 +193,11 @@ def decode(inputs, output, force, model, device, kind, region, scale, allow_part
     _run(task, jobs, verb="decode", **how)
 
 
-@main.command()
-@click.argument("file", type=INPUT)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(file: Path, as_json: bool) -> None:
-    """What a .mlic file says of itself. Needs no weights.
-
-    \b
-    mlic info photo.mlic
-    mlic info --json photo.mlic | jq .bpp
-
-    Of a truncated file, `tiles_whole` and `bytes` are what is there.
-    """
-    from .config import quality_of
-    from .container import EXACT, GREY, NO_QUALITY, MlicFile
-
-    try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        content = MlicFile.from_bytes(data, allow_partial=True)
-    except (MlicError, OSError) as error:
-        _fail(file, error)
-        sys.exit(1)
-    if content.truncated:
-        _say(file, "note: the file is truncated")
-    facts = {
-        "width": content.width,
-        "height": content.height,
-        "colour": "grey" if content.colour == GREY else "rgb",
-        "depth": content.depth,
-        "alpha": len(content.alpha or b""),
-        "arithmetic": "exact" if content.arithmetic == EXACT else "float",
-        "model": content.model,
-        "weights": content.digest.hex(),
-        "quality": quality_of(content.model, content.quality),
-        "quality_level": None if content.quality == NO_QUALITY else content.quality / 256,
-        "bytes": len(data),
-        "bpp": round(8 * len(data) / (content.width * content.height), 4),
-        "tile_size": content.tile,
-        "tiles": len(content.tiles),
-        "tiles_whole": sum(not tile.cut for tile in content.tiles),
-        "truncated": content.truncated,
-        "icc_profile": len(content.icc or b""),
-        "exif": len(content.exif or b""),
-        "xmp": len(content.xmp or b""),
-        "symbols_crc32": [f"{tile.checksum:08x}" for tile in content.tiles],
-    }
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        crcs = facts["symbols_crc32"]
-        facts["symbols_crc32"] = " ".join(crcs[:4]) + (" ..." if len(crcs) > 4 else "")
-        click.echo("\n".join(f"{key:14} {value}" for key, value in facts.items()))
-
-
 def _plan(
-    inputs: tuple[Path, ...], output: str | None, takes: set[str], gives: str, force: bool, others: dict | None = None
+    inputs: tuple[Path, ...], output: str | None, takes: set[str], gives: str, others=None, *, force: bool, update: bool, **_
 ) -> list[Job]:
     try:
-        jobs = plan_jobs(inputs, output, takes=takes, gives=gives, force=force, others=others)
+        jobs = plan_jobs(inputs, output, takes=takes, gives=gives, force=force, update=update, others=others)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if any(str(job.target) == "-" for job in jobs) and sys.stdout.isatty():
@@ -291,7 +238,7 @@ def _where(device: str, engine: str) -> str:
     return _device(device) if engine == "local" else "cpu" if device == "auto" else device
 
 
-def _run(task: Encode | Decode, jobs: list[Job], *, verb, threads, engine, ray_address, verbose, quiet) -> None:
+def _run(task: Encode | Decode, jobs: list[Job], *, verb, threads, engine, ray_address, verbose, quiet, **_) -> None:
     """Do the jobs, print what becomes of them and exit."""
     from .jobs import report_idle, run_jobs
 

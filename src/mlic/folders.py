@@ -6,7 +6,7 @@ import dataclasses
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .plugins import load_plugins
@@ -21,7 +21,7 @@ class Job:
     source: Path
     target: Path
     found: bool = False  # through a folder or glob, not by its own name: folders are made for it
-    done: bool = False  # found, and its output is there and not older: nothing to do
+    done: bool = False  # its output is there and not older: nothing to do
     problem: str = ""  # why it cannot be done
     gives: str = ""  # the kind of output, as a file name extension, for stdout
 
@@ -47,21 +47,24 @@ def plan_jobs(
     takes: Collection[str],
     gives: str,
     force: bool = False,
+    update: bool = False,
     others: dict[Path, Counter[str]] | None = None,
 ) -> list[Job]:
     """A job for each input, where folders and globs stand for the files in them.
 
     Of folders (with all folders in them) and globs, files are taken whose extension is in `takes`; hidden ones are not.
     Their outputs lie beside them, or keep their place in the tree under the folder `output`. `gives` is the outputs'
-    extension. `others` is told how many files, of which extensions, each folder has besides. Folders that cannot be read,
-    and files that would have the output of another, are jobs with a problem. Raises ValueError when `output` does not fit
-    the inputs, or two inputs given by their own names would have one output.
+    extension, in place of the inputs' own, or behind it where several inputs would have one output. `force` overwrites
+    outputs, `update` those that are older than their inputs. `others` is told how many files, of which extensions, each
+    folder has besides. Folders that cannot be read, and files that would have the output of another all the same, are jobs
+    with a problem. Raises ValueError when `output` does not fit the inputs, or two inputs given by their own names would
+    have one output.
     """
     unread: list[OSError] = []
     others = {} if others is None else others
     listed = [(Path(text), *_find(Path(text), takes, unread, others)) for text in map(str, inputs)]
     folder = _folder(output, len(listed), trees=any(base is not None for _, base, _ in listed))
-    groups: dict[str, dict[str, Job]] = {}  # by the target, then by the source
+    wanted: list[Job] = []
     problems = {os.path.realpath(error.filename): error for error in unread}
     jobs = [Job(Path(error.filename), Path(error.filename), problem=str(error.strerror)) for error in problems.values()]
     for given, base, sources in listed:
@@ -76,15 +79,15 @@ def plan_jobs(
             else:
                 inner = source.parent.relative_to(base) if base is not None else ""
                 target = (source.parent if folder is None else folder / inner) / (source.stem + gives)
-            same = groups.setdefault(os.path.normcase(os.path.realpath(target)), {})
-            same.setdefault(os.path.realpath(source), Job(source, target, found=base is not None, gives=gives))
-    planned = [job for same in groups.values() for job in _without_rivals(list(same.values()))]
+            wanted.append(Job(source, target, found=base is not None, gives=gives))
+    apart = [job for same in _by_target(wanted) for job in _renamed(same)]
+    planned = [job for same in _by_target(apart) for job in _without_rivals(same)]
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make folder {folder}: {error.strerror}") from None
-    planned = [job if job.problem else _looked_at(job, force=force) for job in planned]
+    planned = [job if job.problem else _looked_at(job, force=force, update=update) for job in planned]
     if folder is not None and not os.access(folder, os.W_OK) and not all(job.done or job.problem for job in planned):
         raise ValueError(f"cannot write into folder {folder}")
     return jobs + planned
@@ -154,6 +157,23 @@ def _folder(output: str | None, number: int, *, trees: bool) -> Path | None:
     return path
 
 
+def _by_target(jobs: Iterable[Job]) -> list[list[Job]]:
+    """The jobs of each target, of each source the first."""
+    groups: dict[str, dict[str, Job]] = {}
+    for job in jobs:
+        same = groups.setdefault(os.path.normcase(os.path.realpath(job.target)), {})
+        same.setdefault(os.path.realpath(job.source), job)
+    return [list(same.values()) for same in groups.values()]
+
+
+def _renamed(same: list[Job]) -> list[Job]:
+    """The jobs of one target, each with one of its own if the inputs' extensions make it so: a.jpg.mlic and a.png.mlic."""
+    names = {job.source.name for job in same}
+    if len(same) == 1 or len(names) < len(same) or "-" in names:
+        return same
+    return [dataclasses.replace(job, target=job.target.with_name(job.source.name + job.gives)) for job in same]
+
+
 def _without_rivals(same: list[Job]) -> list[Job]:
     """The jobs of one target: the only one, or several with a problem. Raises ValueError where two are of named inputs."""
     if len(same) == 1:
@@ -165,7 +185,7 @@ def _without_rivals(same: list[Job]) -> list[Job]:
     return [dataclasses.replace(job, problem=problem) for job in same]
 
 
-def _looked_at(job: Job, *, force: bool) -> Job:
+def _looked_at(job: Job, *, force: bool, update: bool) -> Job:
     """The job, as `done` or with a problem if it is."""
     piped = str(job.source) == "-"
     if str(job.target) == "-" or not (piped or os.path.lexists(job.source)):  # reading it will say so
@@ -176,13 +196,14 @@ def _looked_at(job: Job, *, force: bool) -> Job:
             if job.source.suffix.lower() == job.gives:
                 raise FileExistsError(f"a {job.gives} file already, which would be replaced by its own output")
             raise FileExistsError("it would be replaced by its own output: give another -o")
-        if job.found and not force and job.target.is_file():
+        if (job.found or update) and not (force or piped) and job.target.is_file():
             made = job.target.stat()
             if made.st_size and made.st_mtime_ns >= job.source.stat().st_mtime_ns:
                 return dataclasses.replace(job, done=True)
-            raise FileExistsError(f"{job.target} exists and is older than it; -f overwrites")
+            if not update:
+                raise FileExistsError(f"{job.target} exists and is older than it; -u overwrites such outputs, -f all")
         if there or not job.found:
-            check_target(job.target, force=force)
+            check_target(job.target, force=force or (update and not piped))
     except OSError as error:
         return dataclasses.replace(job, problem=error.strerror or str(error))
     return job
