@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,7 @@ from mlic import prior, refine
 from mlic.cli import main
 from mlic.codec import decode_picture, encode_picture, level_tensor, quality_code
 from mlic.container import MlicFile
+from mlic.layers import has_bfloat16
 from mlic.model import level_lambda
 from mlic.pictures import Picture
 from mlic.refine import Search
@@ -206,6 +211,17 @@ def test_bfloat16_costs_next_to_nothing(model, monkeypatch):
             assert set(kinds["contexts"][:2]) == {half} and not any(kinds["contexts"][-3:])
         ratios.append(costs[1] / costs[0])
     assert 1 not in ratios and np.mean(ratios) < 1.004
+
+
+@pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="no units for bfloat16")
+def test_units_that_onednn_may_not_use_do_not_count():
+    """With them forbidden, a search in bfloat16 took minutes."""
+    script = "import torch, mlic.layers; print(mlic.layers.has_bfloat16(torch.device('cpu')))"
+    said = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | more).stdout
+        for more in ({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    ]
+    assert said == ["True\n", "False\n"]
 
 
 def test_what_is_differentiated_is_the_estimate(small_models):

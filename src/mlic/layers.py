@@ -37,7 +37,10 @@ def has_bfloat16(device: torch.device) -> bool:
     """Has it units for bfloat16? Devices without them compute in it all the same, many times slower than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    there = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not where ONEDNN_MAX_CPU_ISA forbids it
 
 
 class _Bounded(torch.autograd.Function):
