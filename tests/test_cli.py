@@ -33,6 +33,7 @@ import mlic
 import mlic.model
 from mlic import codec, weights
 from mlic.container import MlicFile
+from mlic.cores import cores
 
 # What works
 
@@ -248,7 +249,7 @@ def test_threads(threads, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     succeed("encode", "a.png", "-j", threads)
-    assert asked == [min(int(threads), os.cpu_count())]
+    assert asked == [min(int(threads), cores())]
 
 
 # Overwriting

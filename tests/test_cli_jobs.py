@@ -33,7 +33,7 @@ from command import (  # noqa: F401  (fixtures among them)
 from PIL import Image
 
 import mlic
-from mlic import codec
+from mlic import cli_code, codec
 from mlic.cli import main
 
 SUMMARY = re.compile(r"mlic: (\d+) done, (\d+) skipped, (\d+) failed; .+ in, .+ out, \d+\.\d s")
@@ -153,7 +153,7 @@ def test_threads_are_shared_among_files(photos, monkeypatch):
     run_jobs = mlic.jobs.run_jobs
     monkeypatch.setattr(mlic.jobs, "run_jobs", lambda *a, **k: side_by_side.append(k["parallel"]) or run_jobs(*a, **k))
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(cli_code, "cores", lambda: 3)
     counts("encode", "photos", "-o", "coded", "-j", 8)
     assert set(asked) == {1} and len(asked) > 2  # this thread and those of the pool
     assert side_by_side == [3]

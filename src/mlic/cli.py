@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .cores import cores
 from .errors import MlicError
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
@@ -104,10 +105,10 @@ def _load(model: str, device: str, threads: int | None):
 
 
 def _set_threads(threads: int | None) -> None:
-    if threads:
-        import torch
+    """Of torch; None: as many as it would take itself, but in a container, whose cores it does not know."""
+    import torch
 
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    torch.set_num_threads(min(threads or torch.get_num_threads(), cores()))
 
 
 def _device(name: str) -> str:

@@ -27,6 +27,7 @@ from .cli import (
     main,
     together,
 )  # fmt: skip
+from .cores import cores
 from .errors import MlicError
 from .folders import Job, picture_extensions, plan_jobs
 
@@ -273,7 +274,7 @@ def _share_threads(threads: int | None, files: int, device: str) -> int:
         return 1
     import torch
 
-    most = min(threads, os.cpu_count() or 1) if threads else torch.get_num_threads() if device == "cpu" else 1
+    most = min(threads or (torch.get_num_threads() if device == "cpu" else 1), cores())
     torch.set_num_threads(1)
     return min(most, files)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .cores import cores
 from .metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_db, psnr
 from .peers import PEERS, nearest_in_size
 
@@ -178,7 +178,7 @@ def _code_mlic(original: np.ndarray, quality: int, model: str) -> Row:
 
 def _code_nearest(original: np.ndarray, codec: str, target: int) -> Row:
     """Compress to the size nearest to `target` bytes, with the best by PSNR of the codec's peers that get there."""
-    threads, candidates = os.cpu_count() or 1, []
+    threads, candidates = cores(), []
     for peer in (PEERS[name] for name in _RIVALS[codec]):
         quality, _ = nearest_in_size(peer, original, target, threads=threads)
         start = time.perf_counter()
