@@ -33,10 +33,13 @@ def bits(counts: np.ndarray, tables: TableSet) -> float:
 @click.argument("weights")
 @click.argument("pictures", type=click.Path(exists=True, file_okay=False))
 def main(weights: str, pictures: str) -> None:
-    model, bank, normal = load_model(weights), PictureBank([pictures], smallest=STRIDE), gaussian_tables()
+    model, bank = load_model(weights), PictureBank([pictures], smallest=STRIDE)
+    dependent = model.config.dependent
+    normal = gaussian_tables(dependent=dependent)
     print("| level | bpp, Gaussians | counted | difference |\n| ---: | ---: | ---: | ---: |")
     for level in validation_levels(model):
-        at, counter, pixels = torch.tensor([level]) if model.config.variable_rate else None, SymbolCounter(), 0
+        at = torch.tensor([level]) if model.config.variable_rate else None
+        counter, pixels = SymbolCounter(dependent=dependent), 0
         for index in range(len(bank)):
             x = middle(bank, index, SIZE)
             count_symbols(model, x, at, counter)

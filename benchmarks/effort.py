@@ -1,6 +1,7 @@
 """What `--effort` brings and costs: BD-rate against effort 0 and seconds to encode, real files.
 
     python benchmarks/effort.py fast PICTURES -j 2
+    python benchmarks/effort.py fast PICTURES --effort 4 --before EARLIER      # and against other weights at the same effort
 
 Of the middle of each picture, at six qualities; both by the pictures' means.
 """
@@ -36,14 +37,15 @@ def middle(pixels: np.ndarray, size: int) -> Picture:
 @click.option("--size", default=256, show_default=True, help="Pixels a side of the middles.")
 @click.option("--every", default=1, show_default=True, help="Take every n-th picture.")
 @click.option("--effort", "efforts", multiple=True, type=int, default=(1, 2, 4, 8), show_default=True)
+@click.option("--before", help="Other weights, to compare with.")
 @click.option("-j", "--threads", default=2, show_default=True)
-def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, ...], threads: int) -> None:
+def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, ...], before: str | None, threads: int) -> None:
     torch.set_num_threads(threads)
     model = load_model(weights)
     pictures = [middle(read_pixels(path).pixels, size) for path in find_pictures([folder])[0][::every]]
     encode_picture(model, pictures[0])  # what is done once only is not counted
 
-    def curve(effort: int) -> tuple[list[tuple[float, float]], float]:
+    def curve(effort: int, model=model) -> tuple[list[tuple[float, float]], float]:
         points, seconds = [], 0.0
         for quality in QUALITIES:
             started = time.perf_counter()
@@ -56,11 +58,15 @@ def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, 
 
     none, seconds = curve(0)
     pixels = sum(picture.pixels[..., 0].size for picture in pictures) / len(pictures)
-    print("| effort | BD-rate | seconds a megapixel |\n| ---: | ---: | ---: |")
-    print(f"| 0 | +0.00% | {seconds * 1e6 / pixels:.1f} |", flush=True)
-    for effort in efforts:
-        points, seconds = curve(effort)
-        print(f"| {effort} | {compare_curves(none, points).rate_cubic:+.2f}% | {seconds * 1e6 / pixels:.1f} |", flush=True)
+    other = load_model(before) if before else None
+    head, line = "| effort | BD-rate | seconds a megapixel |", "| ---: | ---: | ---: |"
+    print(f"{head} against {before} |\n{line} ---: |" if other else f"{head}\n{line}")
+    for effort in (0, *efforts):
+        points, seconds = (none, seconds) if effort == 0 else curve(effort)
+        row = f"| {effort} | {compare_curves(none, points).rate_cubic:+.2f}% | {seconds * 1e6 / pixels:.1f} |"
+        if other:
+            row += f" {compare_curves(curve(effort, other)[0], points).rate_cubic:+.2f}% |"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_only_what_stands_before_the_pixels_is_read_to_open(path):
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
 def test_modes(photo, mode, tmp_path):
     if mode == "I;16":
-        original = Image.fromarray(photo[..., 0] * np.uint16(250))
+        original = Image.fromarray(photo[..., 0].astype(np.uint16) * 250)
     else:
         original = Image.fromarray(photo).convert(mode.rstrip("A"))
     if mode.endswith("A"):

@@ -32,7 +32,7 @@ def test_symbols_against_the_costs(form, error_bits):
     lowered = 0
     for sigma in (0.2, 0.5, 1.3, 6.0):
         scale = torch.full_like(residuals, math.log(sigma) if form == "log" else sigma)
-        symbols = GaussianPrior(form, error_bits).quantise(residuals, scale)
+        symbols = GaussianPrior(form, error_bits).nearest(residuals, scale)
         for residual, symbol in zip(residuals.tolist(), symbols.tolist()):
             nearest = round(residual)
             lower = nearest - (nearest > 0) + (nearest < 0)
@@ -46,16 +46,16 @@ def test_symbols_against_the_costs(form, error_bits):
 
 def test_symbols_are_the_nearest_where_no_weight_is_given():
     residuals = torch.randn(2, 3, 4, 4) * 3
-    assert torch.equal(GaussianPrior("log").quantise(residuals, torch.zeros_like(residuals)), residuals.round())
+    assert torch.equal(GaussianPrior("log").nearest(residuals, torch.zeros_like(residuals)), residuals.round())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_symbols_keep_shape_and_type(dtype):
     residuals = torch.randn(2, 3, 4, 4, dtype=dtype) * 3
-    symbols = GaussianPrior("log", 25.0).quantise(residuals, torch.zeros_like(residuals))
+    symbols = GaussianPrior("log", 25.0).nearest(residuals, torch.zeros_like(residuals))
     assert symbols.shape == residuals.shape and symbols.dtype == dtype
     assert torch.equal(symbols, symbols.round())
-    assert not GaussianPrior("log", 25.0).quantise(residuals * 0, residuals).any()
+    assert not GaussianPrior("log", 25.0).nearest(residuals * 0, residuals).any()
 
 
 @pytest.mark.parametrize("form", ["linear", "log"])

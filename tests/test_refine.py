@@ -224,6 +224,11 @@ def test_units_that_onednn_may_not_use_do_not_count():
     assert said == ["True\n", "False\n"]
 
 
+def test_processors_without_units_for_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert not has_bfloat16(torch.device("cpu"))
+
+
 def test_what_is_differentiated_is_the_estimate(small_models):
     """Bits, y_hat and symbols are those of the rounded estimate; `whole` puts the values where y_hat has them."""
     model = small_models["fast"]
@@ -259,7 +264,10 @@ def test_the_slope_of_the_bits_is_that_of_a_difference(small_models, monkeypatch
         bits = staticmethod(model.gaussian.bits)
 
         def quantise(self, residual, _scale):
-            return residual
+            return residual, None
+
+        def values(self, levels, _scale):
+            return levels
 
     def bits(values: torch.Tensor) -> Relaxed:
         with torch.enable_grad():

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from . import rans
+from .dependent import States, coded, levels_of, parts
 from .errors import DamagedFile, WeightsError
-from .tables import CodingTables, TableSet
+from .tables import SCALE_LEVELS, CodingTables, TableSet
 
 try:
     import constriction
@@ -57,8 +58,10 @@ class SymbolEncoder:
     def put_hyper(self, symbols: np.ndarray, channels: np.ndarray) -> None:
         self._put(self.tables.prior, symbols, channels + self.prior_row)
 
-    def put_latent(self, symbols: np.ndarray, rows: np.ndarray) -> None:
-        self._put(self.tables.gaussian, symbols, rows)
+    def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
+        """Levels as of dependent.py; without dependent quantisation they are the symbols."""
+        for symbols, own in coded(levels, rows, SCALE_LEVELS) if self.tables.dependent else [(levels, rows)]:
+            self._put(self.tables.gaussian, symbols, own)
 
     def _put(self, tables: TableSet, symbols: np.ndarray, rows: np.ndarray) -> None:
         self.checksum = zlib.crc32(symbols.astype("<i4").tobytes(), self.checksum)
@@ -104,10 +107,26 @@ class SymbolDecoder:
         self.partial, self.exhausted, self.batches = partial, False, 0
 
     def get_hyper(self, channels: np.ndarray) -> np.ndarray:
-        return self._get(self.tables.prior, channels + self.prior_row)
+        return self._counted(self._get(self.tables.prior, channels + self.prior_row))
 
     def get_latent(self, rows: np.ndarray) -> np.ndarray:
-        return self._get(self.tables.gaussian, rows)
+        """Levels as of dependent.py; without dependent quantisation they are the symbols."""
+        if not self.tables.dependent:
+            return self._counted(self._get(self.tables.gaussian, rows))
+        plain, turns = parts(rows)
+        levels, states = np.zeros(len(rows), np.int32), States(turns)
+        if len(plain):
+            levels[plain] = self._get(self.tables.gaussian, rows[plain])
+        for turn in turns:
+            lattices = states.lattices(turn)
+            symbols = self._get(self.tables.gaussian, rows[turn] + SCALE_LEVELS * (1 + lattices))
+            levels[turn] = levels_of(symbols, lattices)
+            states.move(symbols)
+        return self._counted(levels)
+
+    def _counted(self, batch: np.ndarray) -> np.ndarray:
+        self.batches += not self.exhausted
+        return np.zeros_like(batch) if self.exhausted else batch
 
     def _get(self, tables: TableSet, rows: np.ndarray) -> np.ndarray:
         if self.exhausted:
@@ -119,7 +138,6 @@ class SymbolDecoder:
         if self.partial and self.coder.num_words() <= 2:  # all words are in the state: one may have been missing
             self.exhausted = True
             return np.zeros(len(rows), np.int32)
-        self.batches += 1
         positions = np.empty(len(rows), np.int32)
         positions[order] = sorted_positions
         escape = tables.sizes[rows] - 1

@@ -64,13 +64,13 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     - lack the last slices, with "patch" transforms: they begin with means of zero and small scales, and nothing but their
       own nets and the linear branches looks at them at first;
     - have global contexts that `model` does without, which are left out;
-    - have another `error_bits`, or lambda range: a level begins as the one that had its lambda there; beyond the range,
-      as the line through the outermost eighth goes on.
+    - have another `error_bits`, `dependent` or lambda range: a level begins as the one that had its lambda there; beyond the
+      range, as the line through the outermost eighth goes on.
 
     Raises ValueError for any other difference.
     """
     given, slices = copy.deepcopy(given), given.config.slices
-    free = {field: getattr(model.config, field) for field in ("lambda_range", "error_bits")}
+    free = {field: getattr(model.config, field) for field in ("lambda_range", "error_bits", "dependent")}
     if model.config.transform == "patch":
         free["slices"] = model.config.slices
     if not given.config.step_hidden:

@@ -5,6 +5,7 @@ The integer tables that real files are coded with are made from these once (tabl
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -13,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dependent import FIRST_ROW, STEP, choose, steps
 from .layers import bounded, float32_region
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 LIKELIHOOD_MIN = 1e-9
+NEAREST = 1e4  # in place of `error_bits`, where the nearest value is asked for
 
 
 def scale_table() -> Tensor:
@@ -60,9 +63,11 @@ class GaussianPrior(nn.Module):
 
     `error_bits`: what a squared error of one is worth in bits when a residual gets its symbol; None: the nearest always.
     `counts`: what a SymbolCounter of tables.py counted; coding tables made from this prior then follow it.
+    `lattice_bits`: what `lattice_bits` of tables.py gives; residuals then are quantised as dependent.py says.
     """
 
     counts: np.ndarray | None = None
+    lattice_bits: Tensor | None = None
 
     def __init__(self, form: str, error_bits: float | None = None) -> None:
         super().__init__()
@@ -75,8 +80,33 @@ class GaussianPrior(nn.Module):
         """Row of the table for each raw scale, int64 in 0..63."""
         return torch.bucketize(scale.contiguous(), self.thresholds.to(scale.dtype))
 
-    def quantise(self, residual: Tensor, scale: Tensor) -> Tensor:
-        """The symbol of each residual: the nearest integer, or the next towards zero where that saves more bits than its
+    def plain(self) -> GaussianPrior:
+        """The same without dependent quantisation."""
+        if self.lattice_bits is None:
+            return self
+        other = copy.copy(self)
+        other.lattice_bits = None
+        return other
+
+    def values(self, levels: Tensor, scale: Tensor) -> Tensor:
+        """What levels stand for: themselves, if not for dependent quantisation."""
+        return levels if self.lattice_bits is None else levels * steps(self.index(scale), levels)
+
+    def quantise(self, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The level of each residual, (B, ...), as a file holds it: a plain symbol, or a level of dependent.py; and the bits
+        of the dependent ones, zeros for plain ones, None where all are.
+        """
+        levels = self.nearest(residual, scale)
+        if self.lattice_bits is None:
+            return levels, None
+        rows, bits, spent = self.index(scale), self.lattice_bits.to(scale.device), torch.zeros_like(scale, dtype=torch.float32)
+        for b, dependent in enumerate((rows >= FIRST_ROW) & residual.isfinite()):
+            own, spent[b][dependent] = choose(residual[b][dependent], rows[b][dependent], bits, self.error_bits or NEAREST)
+            levels[b][dependent] = own.to(levels.dtype)
+        return levels, spent
+
+    def nearest(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """The plain symbol of each residual: the nearest integer, or the next towards zero where that saves more bits than its
         squared error costs (rate-distortion optimised quantisation, Karczewicz et al., VCEG-AH21, one step and one
         symbol at a time).
         """
@@ -99,10 +129,14 @@ class GaussianPrior(nn.Module):
         return bounded(scale, SCALE_MIN)
 
     def bits(self, symbols: Tensor, scale: Tensor, at: Tensor) -> Tensor:
-        """-log2 of the likelihood of `symbols`, elementwise. Its gradient for `scale` is that of these, its gradient for
-        `at` that of the likelihood at `at`; `symbols` get none.
+        """-log2 of the likelihood of `symbols`, or of other values, elementwise. Its gradient for `scale` is that of these, its
+        gradient for `at` that of the likelihood at `at`; `symbols` get none.
         """
-        return _Bits.apply(symbols.float(), self.sigma(scale), at.float(), self.bits_and_slopes)
+        symbols, sigma, at = symbols.float(), self.sigma(scale), at.float()
+        if self.lattice_bits is not None:  # bins as wide as one lattice has them
+            wide = torch.where(self.index(scale) < FIRST_ROW, 1.0, 2 * STEP)
+            symbols, sigma, at = symbols / wide, sigma / wide, at / wide
+        return _Bits.apply(symbols, sigma, at, self.bits_and_slopes)
 
     @staticmethod
     def bits_and_slopes(symbols: Tensor, sigma: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:

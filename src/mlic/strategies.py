@@ -57,8 +57,9 @@ class Estimate:
         y = y.float()  # out of autocast's bfloat16
         self.y, self.z = y.split(slices, 1), z.float()
         self.halves = {part: pack(y, part).split(slices, 1) for part in (ANCHOR, NON_ANCHOR)}
-        self.gaussian, self.noisy = gaussian, noisy
+        self.gaussian, self.noisy = gaussian.plain() if noisy else gaussian, noisy
         self.said: list[tuple[int, tuple[Tensor, Tensor, Tensor]]] = []  # slice, and what `GaussianPrior.bits` takes
+        self.spent: list[Tensor] = []  # the bits of dependent symbols, if there are any
         self.z_bits = torch.zeros(())
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
@@ -73,26 +74,36 @@ class Estimate:
         kind, mean = mean.dtype, mean.float()
         y = self.packed(i, part)
         residual = y - mean
-        symbols = self.gaussian.quantise(residual.detach(), scale.detach())
-        self.said.append((i, (symbols, scale, residual)))
-        y_hat = symbols + mean
+        values = self._quantise(residual.detach(), scale.detach())
+        self.said.append((i, (values, scale, residual)))
+        y_hat = values + mean
         if self.noisy:
             y_hat = _Through.apply(y, y_hat.detach())
         return y_hat if kind == torch.bfloat16 else y_hat.to(kind)
+
+    def _quantise(self, residual: Tensor, scale: Tensor) -> Tensor:
+        levels, spent = self.gaussian.quantise(residual, scale)
+        if spent is not None:
+            self.spent.append(spent)
+        return self.gaussian.values(levels, scale)
 
     def packed(self, i: int, part: bool | Step) -> Tensor:
         """What y has at a part of a slice."""
         return pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
 
     def _all_said(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Symbols, scales and residuals so far in coding order, each (B, number of symbols): all at once, for speed."""
-        symbols, scale, at = zip(*(three for _, three in self.said))
-        return tuple(torch.cat([x.flatten(1) for x in same], 1) for same in (symbols, scale, at))
+        """Values, scales and residuals so far in coding order, each (B, number of symbols): all at once, for speed."""
+        values, scale, at = zip(*(three for _, three in self.said))
+        return tuple(torch.cat([x.flatten(1) for x in same], 1) for same in (values, scale, at))
 
     def _bits(self) -> Tensor:
         """Of each symbol."""
-        symbols, scale, at = self._all_said()
-        return self.gaussian.bits(symbols, scale, at + torch.rand_like(at) - 0.5 if self.noisy else at)
+        values, scale, at = self._all_said()
+        bits = self.gaussian.bits(values, scale, at + torch.rand_like(at) - 0.5 if self.noisy else at)
+        if not self.spent:
+            return bits
+        spent = torch.cat([x.flatten(1) for x in self.spent], 1)  # of which a Gaussian's bits have the slopes
+        return bits + torch.where(spent > 0, spent - bits, 0).detach()
 
     @property
     def y_bits(self) -> Tensor:
@@ -125,7 +136,7 @@ class Relaxed(Estimate):
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():
-            values = self.gaussian.quantise(self.packed(i, part) - mean, scale) + mean
+            values = self._quantise(self.packed(i, part) - mean, scale) + mean
         values.requires_grad_()
         self.said.append((i, (values - mean, scale, values - mean)))
         self.values.append(values)
@@ -159,10 +170,10 @@ class Write:
         return symbols + median
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
-        symbols = self.gaussian.quantise(pack(self.y[i], part) - mean, scale)
-        for encoder, picture, rows in zip(self.out, _to_numpy(symbols), _to_numpy(self.gaussian.index(scale))):
+        levels, _ = self.gaussian.quantise(pack(self.y[i], part) - mean, scale)
+        for encoder, picture, rows in zip(self.out, _to_numpy(levels), _to_numpy(self.gaussian.index(scale))):
             encoder.put_latent(picture, rows)
-        return symbols + mean
+        return self.gaussian.values(levels, scale) + mean
 
 
 class Read:
@@ -184,8 +195,8 @@ class Read:
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         rows = _to_numpy(self.gaussian.index(scale))
-        symbols = np.stack([source.get_latent(picture) for source, picture in zip(self.sources, rows)])
-        return torch.from_numpy(symbols).to(mean).view_as(mean) + mean
+        levels = np.stack([source.get_latent(picture) for source, picture in zip(self.sources, rows)])
+        return self.gaussian.values(torch.from_numpy(levels).to(mean).view_as(mean), scale) + mean
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:

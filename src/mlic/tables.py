@@ -8,17 +8,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
 import torch
 
+from .dependent import STEP, coded
 from .prior import SCALE_LEVELS, FactorizedPrior, scale_table
 
 PRECISION = 24  # bits; every table sums to 2^24
 GAUSSIAN_TAIL, PRIOR_TAIL = 1e-8, 1e-5  # what the escape symbol takes over, on both sides together
 PRIOR_SHIFT = 8  # the prior's many rows are multiples of 2^8, and stored as 16-bit numbers
 MAX_HALF_WIDTH, PRIOR_REACH = 1600, 512  # symbols on each side of zero that a row has at most
+ESCAPE_BITS = 16  # about what an escape's bytes add to its symbol
 SMOOTHING = 10  # symbols that a Gaussian adds to the counted ones, for each symbol of its row
 
 
@@ -70,8 +73,13 @@ PRIOR_FREQUENCIES = "tables.prior.frequencies"
 class CodingTables:
     """All tables of a model: one for each of the 64 scales, and the prior's channels, once per quality level."""
 
-    gaussian: TableSet
+    gaussian: TableSet  # with dependent quantisation, as many again for each lattice
     prior: TableSet  # row = level * channels + channel
+
+    @property
+    def dependent(self) -> bool:
+        """Whether y is coded by dependent quantisation."""
+        return len(self.gaussian.sizes) > SCALE_LEVELS
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {
@@ -94,7 +102,7 @@ class CodingTables:
             return TableSet(*(tensors[f"tables.{name}.{f.name}"].numpy() for f in dataclasses.fields(TableSet)))
 
         tables = cls(read("gaussian"), read("prior"))
-        if len(tables.gaussian.sizes) != SCALE_LEVELS:
+        if len(tables.gaussian.sizes) not in (SCALE_LEVELS, 3 * SCALE_LEVELS):
             raise ValueError(f"coding tables are damaged: not {SCALE_LEVELS} Gaussians; get the weights file again")
         if tables.to_tensors().keys() != tensors.keys():
             raise ValueError("coding tables are damaged: there is one too many; get the weights file again")
@@ -112,28 +120,33 @@ def integer_frequencies(masses: np.ndarray, shift: int = 0) -> np.ndarray:
 class SymbolCounter:
     """Takes what a SymbolEncoder takes, and counts how often each symbol comes in each of the Gaussians' rows."""
 
-    def __init__(self) -> None:
-        self.counts = np.zeros((SCALE_LEVELS, 2 * MAX_HALF_WIDTH + 1), np.int64)  # of symbols from -MAX_HALF_WIDTH on
+    def __init__(self, *, dependent: bool = False) -> None:
+        self.dependent = dependent
+        sets = 3 if dependent else 1
+        self.counts = np.zeros((sets * SCALE_LEVELS, 2 * MAX_HALF_WIDTH + 1), np.int64)  # of symbols from -MAX_HALF_WIDTH on
 
     def put_hyper(self, symbols: np.ndarray, channels: np.ndarray) -> None:
         pass
 
-    def put_latent(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+    def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
         width = self.counts.shape[1]
-        places = rows * width + symbols.clip(-MAX_HALF_WIDTH, MAX_HALF_WIDTH) + MAX_HALF_WIDTH
-        self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
+        for symbols, own in coded(levels, rows, SCALE_LEVELS) if self.dependent else [(levels, rows)]:
+            places = own * width + symbols.clip(-MAX_HALF_WIDTH, MAX_HALF_WIDTH) + MAX_HALF_WIDTH
+            self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
 
 
-def gaussian_tables(counts: np.ndarray | None = None) -> TableSet:
+def gaussian_tables(counts: np.ndarray | None = None, *, dependent: bool = False) -> TableSet:
     """One row per scale: integrated Gaussians. With `counts` of a SymbolCounter, a row holds how often its symbols came,
     those of both signs together, mixed with the Gaussian: symbols near a scale are not quite normal, and a net's scale
-    is not quite theirs.
+    is not quite theirs. With `dependent`, as many rows follow for each of the two lattices of dependent.py.
     """
     rows, first = [], []
     quantile = -math.sqrt(2) * torch.erfinv(torch.tensor(GAUSSIAN_TAIL - 1, dtype=torch.float64)).item()
-    for row, sigma in enumerate(scale_table().tolist()):
-        half = min(MAX_HALF_WIDTH, max(1, math.ceil(sigma * quantile)))
-        edges = [(k - 0.5) / sigma / math.sqrt(2) for k in range(half + 2)]
+    kinds = [(1, 0), (2 * STEP, 0), (2 * STEP, 0.5)][: 3 if dependent else 1]  # symbol k is at width * (k - back), or at zero
+    for row, ((width, back), sigma) in enumerate(itertools.product(kinds, scale_table().tolist())):
+        half = min(MAX_HALF_WIDTH, max(1, math.ceil(sigma * quantile / width)))
+        values = [width * max(0, k - back) for k in range(-1, half + 2)]
+        edges = [(low + high) / 2 / sigma / math.sqrt(2) for low, high in zip(values, values[1:])]
         cumulative = np.array([0.5 * math.erfc(e) for e in edges])  # mass above each edge
         right = cumulative[:-1] - cumulative[1:]  # symbols 0..half
         right[0] = 1 - 2 * cumulative[1]
@@ -174,5 +187,15 @@ def prior_tables(prior: FactorizedPrior) -> TableSet:
     return TableSet.from_rows(rows, first)
 
 
-def make_tables(prior: FactorizedPrior, counts: np.ndarray | None = None) -> CodingTables:
-    return CodingTables(gaussian_tables(counts), prior_tables(prior))
+def make_tables(prior: FactorizedPrior, counts: np.ndarray | None = None, *, dependent: bool = False) -> CodingTables:
+    return CodingTables(gaussian_tables(counts, dependent=dependent), prior_tables(prior))
+
+
+def lattice_bits(tables: TableSet) -> torch.Tensor:
+    """Bits of the symbols 0, 1, 2, ... of either sign on each of the two lattices: (2, 64, symbols), float32."""
+    bits = np.empty((2 * SCALE_LEVELS, MAX_HALF_WIDTH + 1), np.float32)
+    for row, out in enumerate(bits, SCALE_LEVELS):
+        costs, half = PRECISION - np.log2(tables.row(row)), -int(tables.first[row])
+        own = costs[max(half, 0) : -1]
+        out[: len(own)], out[len(own) :] = own, costs[-1] + ESCAPE_BITS
+    return torch.from_numpy(bits).view(2, SCALE_LEVELS, -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .data import PictureBank
 from .model import STRIDE, CompressionModel
 from .strategies import Write
-from .tables import SymbolCounter
+from .tables import SymbolCounter, gaussian_tables, lattice_bits
 
 
 def rate_and_mse(x: Tensor, x_hat: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +71,20 @@ def count_symbols(model: CompressionModel, x: Tensor, level: Tensor | None, coun
 
 def symbol_counts(model: CompressionModel, bank: PictureBank, *, crop: int, batches: int = 4, batch: int = 16) -> np.ndarray:
     """How often each symbol comes in each row of the Gaussians' tables, on random crops at levels from the first to the
-    last: `counts` for `mlic.tables.gaussian_tables`.
+    last: `counts` for `mlic.tables.gaussian_tables`. Dependent quantisation looks at the tables' bits: it is counted twice,
+    first with those of the Gaussians.
     """
-    counter, device = SymbolCounter(), bank.pixels.device
+    device, dependent, counts = bank.pixels.device, model.config.dependent, None
     levels = torch.linspace(0, model.config.quality_levels - 1, batch, device=device) if model.config.variable_rate else None
-    for _ in range(batches):
-        count_symbols(model, bank.crops(batch, crop), levels, counter)
-    return counter.counts
+    crops = [bank.crops(batch, crop) for _ in range(batches)]
+    for _ in range(2 if dependent else 1):
+        counter = SymbolCounter(dependent=dependent)
+        if dependent:
+            model.gaussian.lattice_bits = lattice_bits(gaussian_tables(counts, dependent=True))
+        for x in crops:
+            count_symbols(model, x, levels, counter)
+        counts = counter.counts
+    return counts
 
 
 @torch.no_grad()

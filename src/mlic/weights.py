@@ -21,13 +21,13 @@ from .errors import WeightsError
 from .model import CompressionModel, build_model
 from .prior import LevelTable
 from .saving import write_whole
-from .tables import CodingTables, make_tables
+from .tables import CodingTables, lattice_bits, make_tables
 
 Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "77f7c84a6290b63fbb9d1e66b34f25cebf446a7e8a565e69e7f151c1e583fec1",
+    "fast.safetensors": "47600a39572724378b9bfc5b3ff44ba1990a2cea03f8871ab2ce400ff6ad9b6d",
 }
 
 
@@ -44,7 +44,7 @@ def seal(model: CompressionModel, *, half: bool = False) -> CompressionModel:
         for name, parameter in model.named_parameters():
             if _stored_half(name, parameter):
                 parameter.copy_(parameter.half().float())
-    model.tables = make_tables(model.prior, model.gaussian.counts)
+    _set_tables(model, make_tables(model.prior, model.gaussian.counts, dependent=model.config.dependent))
     model.__dict__.pop("_exact_twin", None)  # made of the weights as they were
     model.digest = _digest(model.config.to_json(), _tensors(model))
     return model
@@ -88,14 +88,21 @@ def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionM
             raise ValueError("a parameter is neither float16 nor float32")
         if len(tables.prior.sizes) != max(1, config.quality_levels) * config.z_channels:
             raise ValueError("the prior's tables are not one per level and channel")
+        if tables.dependent != config.dependent:
+            raise ValueError("the Gaussians' tables are those of another quantisation")
         model.load_state_dict(state, assign=True)
     except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"weights {path} do not fit their config: {reason}") from None
     model.eval().requires_grad_(False)
-    model.tables = tables
+    _set_tables(model, tables)
     model.digest = _digest(metadata["config"], _tensors(model))
     return model
+
+
+def _set_tables(model: CompressionModel, tables: CodingTables) -> None:
+    model.tables = tables
+    model.gaussian.lattice_bits = lattice_bits(tables.gaussian) if tables.dependent else None
 
 
 def load_model(model: Model = "fast", *, device: str | torch.device = "cpu") -> CompressionModel:

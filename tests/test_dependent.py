@@ -1,0 +1,192 @@
+"""Dependent quantisation: the best path is found, and what is coded comes back."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE
+from PIL import Image
+
+from mlic.codec import decode_picture, encode_picture
+from mlic.coder import SymbolDecoder, SymbolEncoder
+from mlic.container import MlicFile
+from mlic.dependent import CHAIN, FIRST_ROW, NEXT, STEP, States, choose, levels_of, parts, symbols_of
+from mlic.errors import WeightsError
+from mlic.model import level_lambda
+from mlic.pictures import Picture
+from mlic.prior import SCALE_LEVELS, GaussianPrior, scale_table
+from mlic.tables import CodingTables, gaussian_tables, lattice_bits
+from mlic.weights import load_model, load_weights, save_weights
+
+
+@pytest.fixture(scope="module")
+def tables() -> CodingTables:
+    return CodingTables(gaussian_tables(dependent=True), gaussian_tables())
+
+
+def drawn(count: int, *, first: int = 0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residuals and the rows of their scales."""
+    random = np.random.default_rng(seed)
+    rows = torch.from_numpy(random.integers(first, 40, count))
+    return (torch.from_numpy(random.normal(size=count)) * scale_table()[rows]).float(), rows
+
+
+def test_every_symbol_has_one_place():
+    for count in (0, 1, 5, CHAIN, CHAIN + 1, 3000):
+        rows = drawn(count)[1].numpy()
+        plain, turns = parts(rows)
+        assert sorted(np.concatenate([plain, *turns]).tolist()) == list(range(count))
+        assert (rows[plain] < FIRST_ROW).all() and all((rows[turn] >= FIRST_ROW).all() for turn in turns)
+        assert len(turns) <= CHAIN and len({len(turn) for turn in turns[:-1]}) <= 1
+        assert not turns or len(turns[-1]) <= len(turns[0])
+
+
+def test_levels_and_symbols():
+    symbols = np.arange(-9, 10)
+    for lattice in (0, 1):
+        levels = levels_of(symbols, np.full(len(symbols), lattice))
+        assert (symbols_of(levels) == symbols).all()
+        assert (levels[levels != 0] % 2 == lattice).all() and (np.diff(levels) > 0).all()
+
+
+def test_every_state_can_be_reached_from_two():
+    assert NEXT.shape == (8, 2) and (np.bincount(NEXT.flatten()) == 2).all()
+    ways = [{(state % 2, parity) for state in range(8) for parity in (0, 1) if NEXT[state, parity] == to} for to in range(8)]
+    assert all(len(two) == 2 for two in ways)  # by different branches, or one of them would be of no use
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("error_bits", [3.0, 18.0])
+def test_the_best_path_is_found(tables, seed, error_bits):
+    residual, rows = drawn(5, first=FIRST_ROW, seed=seed)
+    bits = lattice_bits(tables.gaussian)
+    levels, spent = choose(residual, rows, bits, error_bits)
+    order = np.argsort(rows.numpy(), kind="stable")  # one chain
+
+    def cost(symbols) -> tuple[float, list[int], list[float]]:
+        state, error, path, each = 0, 0.0, [], []
+        for symbol, place in zip(symbols, order):
+            path.append(int(levels_of(np.array(symbol), np.array(state & 1))))
+            each.append(bits[state & 1, rows[place], abs(symbol)].item())
+            error += (STEP * path[-1] - residual[place].item()) ** 2
+            state = NEXT[state, symbol & 1]
+        return error_bits * error + sum(each), path, each
+
+    near = [round(residual[place].item() / (2 * STEP)) for place in order]
+    best = min(cost(symbols) for symbols in itertools.product(*(range(k - 3, k + 4) for k in near)))
+    assert levels.dtype == torch.int64 and levels[order].tolist() == best[1]
+    assert spent[order].tolist() == pytest.approx(best[2])
+
+
+def test_nothing_to_choose(tables):
+    levels, spent = choose(torch.zeros(0), torch.zeros(0, dtype=torch.int64), lattice_bits(tables.gaussian), 18.0)
+    assert len(levels) == len(spent) == 0
+
+
+def test_it_is_better_than_plain_symbols(tables):
+    """Gaussians at their own scales: error and bits by the tables."""
+    residual, rows = drawn(20000, first=FIRST_ROW)
+    prior = GaussianPrior("linear", 18.0)
+    scale = scale_table()[rows].float()
+    plain = prior.nearest(residual[None], scale[None])
+    own = torch.tensor([np.log2(2**24 / tables.gaussian.row(row)[k - tables.gaussian.first[row]])
+                        for row, k in zip(rows.tolist(), plain[0].int().tolist())])  # fmt: skip
+    before = 18 * (plain[0] - residual).square().mean() + own.mean()
+    levels, spent = choose(residual, rows, lattice_bits(tables.gaussian), 18.0)
+    after = 18 * (STEP * levels - residual).square().mean() + spent.mean()
+    assert 0.05 < before - after < 0.25  # bits a symbol; 0.25 is what lies between plain ones and any code at all
+
+
+@pytest.mark.parametrize("count", [1, 40, 5000])
+def test_what_is_coded_comes_back(tables, count):
+    residual, rows = drawn(count)
+    far = residual * torch.where(torch.arange(count) % 97 == 0, 400, 1)  # escapes
+    dependent = rows >= FIRST_ROW
+    levels = far.round()
+    levels[dependent] = choose(far[dependent], rows[dependent], lattice_bits(tables.gaussian), 18.0)[0].float()
+    levels, rows = levels.int().numpy(), rows.numpy()
+    encoder = SymbolEncoder(tables)
+    for _ in range(2):
+        encoder.put_latent(levels, rows)
+    stream, escapes, checksum = encoder.finish()
+    decoder = SymbolDecoder(tables, stream, escapes, checksum)
+    assert (decoder.get_latent(rows) == levels).all() and (decoder.get_latent(rows) == levels).all()
+    assert decoder.batches == 2
+    decoder.finish()
+    if count > 1000:
+        cut = SymbolDecoder(tables, stream[: len(stream) // 2 // 4 * 4 + 400], escapes, checksum, partial=True)
+        assert (cut.get_latent(rows) == levels).all() and not cut.get_latent(rows).any()
+        assert cut.exhausted and cut.batches == 1
+
+
+def test_states_move_by_parity():
+    states = States([np.arange(3), np.arange(2)])
+    states.move(np.array([0, -1, 3]))
+    assert states.state.tolist() == [0, 2, 2] and states.lattices(np.arange(3)).tolist() == [0, 0, 0]
+    states.move(np.array([1, 1]))  # the last chain has ended
+    assert states.state.tolist() == [2, 3, 2] and states.lattices(np.arange(2)).tolist() == [0, 1]
+
+
+def test_tables_of_the_lattices(tables):
+    assert tables.dependent and len(tables.gaussian.sizes) == 3 * SCALE_LEVELS
+    plain = gaussian_tables()
+    for row, sigma in enumerate(scale_table().tolist()):
+        assert (tables.gaussian.row(row) == plain.row(row)).all()
+        for lattice in (0, 1):
+            at = SCALE_LEVELS * (1 + lattice) + row
+            masses, half = tables.gaussian.row(at) / 2**24, -tables.gaussian.first[at]
+            np.testing.assert_allclose(masses[:half], masses[half + 1 : -1][::-1], atol=1e-4)  # the likeliest gets what is left
+            edge = STEP * (1 - lattice / 2)  # of the zero's cell
+            assert masses[half] == pytest.approx(torch.special.erf(torch.tensor(edge / sigma / 2**0.5)).item(), abs=1e-4)
+
+
+def test_the_packaged_weights_gain_by_it():
+    """Against the same network with plain symbols: squared error times lambda, and bits."""
+    model = load_model("fast")
+    assert model.config.dependent
+    pixels = np.asarray(Image.open(SAMPLE).convert("RGB").crop((130, 60, 386, 316)))
+    gains = []
+    for quality in (35, 65, 90):
+        lmbda = level_lambda(model.config, torch.tensor((quality - 1) / 99 * 63)).item()
+
+        def cost() -> float:
+            coded = encode_picture(model, Picture(pixels), quality, effort=0, reconstruct=True)
+            error = np.square(coded.reconstruction.astype(float) - pixels).mean()
+            assert (decode_picture(model, MlicFile.from_bytes(coded.data)) == coded.reconstruction).all()
+            return lmbda * error + 8 * len(coded.data) / pixels[..., 0].size
+
+        own, gaussian, bits = cost(), model.gaussian, model.gaussian.lattice_bits
+        try:
+            tables = model.tables
+            gaussian.lattice_bits = None
+            model.tables = CodingTables(gaussian_tables(), tables.prior)
+            model.__dict__.pop("_exact_twin", None)
+            gains.append(cost() / own)
+        finally:
+            gaussian.lattice_bits, model.tables = bits, tables
+            model.__dict__.pop("_exact_twin", None)
+    assert all(gain > 1.01 for gain in gains)
+
+
+def test_tables_of_another_quantisation_are_refused(small_models, tmp_path):
+    import dataclasses
+
+    from mlic.model import build_model
+
+    config = dataclasses.replace(small_models["fast"].config, dependent=False)
+    model = build_model(config)
+    model.load_state_dict(small_models["fast"].state_dict())
+    save_weights(tmp_path / "plain.safetensors", model)
+    assert load_weights(tmp_path / "plain.safetensors").gaussian.lattice_bits is None
+    model.config = dataclasses.replace(config, dependent=True)
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(tmp_path / "plain.safetensors", "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    save_file(tensors, tmp_path / "odd.safetensors", metadata | {"config": model.config.to_json()})
+    with pytest.raises(WeightsError, match="another quantisation"):
+        load_weights(tmp_path / "odd.safetensors")
