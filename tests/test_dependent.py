@@ -18,7 +18,7 @@ from mlic.errors import WeightsError
 from mlic.model import level_lambda
 from mlic.pictures import Picture
 from mlic.prior import SCALE_LEVELS, GaussianPrior, scale_table
-from mlic.tables import CodingTables, gaussian_tables, lattice_bits
+from mlic.tables import CodingTables, TableSet, gaussian_tables, lattice_bits
 from mlic.weights import load_model, load_weights, save_weights
 
 
@@ -190,3 +190,11 @@ def test_tables_of_another_quantisation_are_refused(small_models, tmp_path):
     save_file(tensors, tmp_path / "odd.safetensors", metadata | {"config": model.config.to_json()})
     with pytest.raises(WeightsError, match="another quantisation"):
         load_weights(tmp_path / "odd.safetensors")
+
+
+def test_bits_of_rows_of_any_shape(tables):
+    """Those of a damaged file, too, which is not an error here."""
+    odd = [np.full(4096, 1 << 12), np.array([1 << 23, 1 << 23])]
+    rows = [tables.gaussian.row(i) for i in range(SCALE_LEVELS)] + 64 * odd
+    bits = lattice_bits(TableSet.from_rows(rows, [0] * len(rows)))
+    assert torch.isfinite(bits).all() and (bits[:, 0] == 12).all() and bits[0, 1, 0] == 1

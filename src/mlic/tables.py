@@ -196,6 +196,6 @@ def lattice_bits(tables: TableSet) -> torch.Tensor:
     bits = np.empty((2 * SCALE_LEVELS, MAX_HALF_WIDTH + 1), np.float32)
     for row, out in enumerate(bits, SCALE_LEVELS):
         costs, half = PRECISION - np.log2(tables.row(row)), -int(tables.first[row])
-        own = costs[max(half, 0) : -1]
+        own = costs[max(half, 0) : -1][: len(out)]
         out[: len(own)], out[len(own) :] = own, costs[-1] + ESCAPE_BITS
     return torch.from_numpy(bits).view(2, SCALE_LEVELS, -1)
