@@ -26,7 +26,7 @@ from .cli import (
     force_option,
     main,
     together,
-)  # fmt: skip
+)
 from .cores import cores
 from .errors import MlicError
 from .folders import Job, picture_extensions, plan_jobs

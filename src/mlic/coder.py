@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import rans
-from .dependent import States, coded, levels_of, parts
+from .dependent import States, coded, levels_of, parts, table_rows
 from .errors import DamagedFile, WeightsError
 from .tables import SCALE_LEVELS, CodingTables, TableSet
 
@@ -119,7 +119,7 @@ class SymbolDecoder:
             levels[plain] = self._get(self.tables.gaussian, rows[plain])
         for turn in turns:
             lattices = states.lattices(turn)
-            symbols = self._get(self.tables.gaussian, rows[turn] + SCALE_LEVELS * (1 + lattices))
+            symbols = self._get(self.tables.gaussian, table_rows(rows[turn], lattices, SCALE_LEVELS))
             levels[turn] = levels_of(symbols, lattices)
             states.move(symbols)
         return self._counted(levels)

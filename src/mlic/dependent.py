@@ -53,6 +53,13 @@ class States:
         self.state[: len(symbols)] = NEXT[self.state[: len(symbols)], symbols & 1]
 
 
+def table_rows(rows: np.ndarray, lattices: np.ndarray, sets: int) -> np.ndarray:
+    """Where dependent symbols have their tables: those of the even lattice begin `sets` rows after the plain ones, those of the
+    odd lattice as many after these.
+    """
+    return rows + sets * (1 + lattices)
+
+
 def levels_of(symbols: np.ndarray, lattices: np.ndarray) -> np.ndarray:
     """Dependent symbols -> levels."""
     return 2 * symbols - np.sign(symbols) * lattices
@@ -73,15 +80,13 @@ def steps(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def coded(levels: np.ndarray, rows: np.ndarray, sets: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn. Tables of the even
-    lattice begin `sets` rows after the plain ones, those of the odd lattice as many after these.
-    """
+    """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn."""
     plain, turns = parts(rows)
     if len(plain):
         yield levels[plain], rows[plain]
     states, symbols = States(turns), symbols_of(levels)
     for turn in turns:
-        yield symbols[turn], rows[turn] + sets * (1 + states.lattices(turn))
+        yield symbols[turn], table_rows(rows[turn], states.lattices(turn), sets)
         states.move(symbols[turn])
 
 
@@ -91,8 +96,8 @@ _BRANCH = torch.tensor([[s % 2 * 2 + p for s, p in two] for two in _INTO])  # on
 
 
 def choose(residual: Tensor, rows: Tensor, bits: Tensor, error_bits: float) -> tuple[Tensor, Tensor]:
-    """The levels of a batch's dependent residuals (N,), whose scales are in `rows` (N,), FIRST_ROW or beyond: those of the
-    least `error_bits` times squared error plus bits, found by Viterbi's algorithm; and the bits of each. int64 and float32.
+    """The levels of a batch's dependent residuals (N,), which are finite, scales in `rows` (N,), FIRST_ROW or beyond: those
+    of the least `error_bits` times squared error plus bits, found by Viterbi's algorithm; and the bits of each. int64, float32.
     `bits` (2, rows, symbols) are those of the symbols 0, 1, 2, ... of either sign in the tables of each lattice.
 
     Symbols are whole numbers from the start: what floating point is like where a file is written decides how good its path
@@ -101,7 +106,7 @@ def choose(residual: Tensor, rows: Tensor, bits: Tensor, error_bits: float) -> t
     if not len(residual):
         return rows, residual.float()
     order = torch.argsort(rows, stable=True)
-    size, count = residual[order].abs().float().nan_to_num(0).clamp(max=LARGEST), len(residual)
+    size, count = residual[order].abs().float().clamp(max=LARGEST), len(residual)
     chains = -(-count // CHAIN)
     turns = -(-count // chains)
     # on each lattice (even, even, odd, odd) the nearest symbol of each parity (0, 1, 0, 1), and the one before it
