@@ -98,22 +98,23 @@ class SlowDecoder:
         return self.get(self.prior, (channels + self.prior_row).tolist())
 
     def get_latent(self, rows: np.ndarray) -> np.ndarray:
-        """Plain symbols, then 64 turns of the dependent ones, as docs/format.md has it."""
+        """Plain symbols, then 256 turns of the dependent ones, as docs/format.md has it."""
         if len(self.gaussian.rows) == 64:
             return self.get(self.gaussian, rows.tolist())
         levels = np.zeros(len(rows), np.int32)
-        plain = [i for i, row in enumerate(rows) if row < 11]
+        plain = [i for i, row in enumerate(rows) if row < 7]
         levels[plain] = self.get(self.gaussian, rows[plain].tolist())
-        others = sorted((i for i, row in enumerate(rows) if row >= 11), key=lambda i: rows[i])
-        chains = (len(others) + 63) // 64
+        others = sorted((i for i, row in enumerate(rows) if row >= 7), key=lambda i: rows[i])
+        chains = (len(others) + 255) // 256
         states = [0] * chains
         while others:
             turn, others = others[:chains], others[chains:]
-            symbols = self.get(self.gaussian, [rows[i] + 64 + 64 * (state % 2) for i, state in zip(turn, states)])
+            odd = [(state & 155).bit_count() % 2 for state in states]
+            symbols = self.get(self.gaussian, [rows[i] + 64 + 64 * lattice for i, lattice in zip(turn, odd)])
             for chain, (i, symbol) in enumerate(zip(turn, symbols.tolist())):
-                odd = states[chain] % 2
-                levels[i] = 2 * symbol - odd * ((symbol > 0) - (symbol < 0))
-                states[chain] = [0, 2, 5, 7, 1, 3, 6, 4, 2, 0, 4, 6, 3, 1, 7, 5][2 * states[chain] + symbol % 2]
+                levels[i] = 2 * symbol - odd[chain] * ((symbol > 0) - (symbol < 0))
+                path_bit = (symbol + (states[chain] & 460).bit_count()) % 2
+                states[chain] = (2 * states[chain] + path_bit) % 512
         return levels
 
     def get(self, tables: SlowTables, rows: list[int]) -> np.ndarray:

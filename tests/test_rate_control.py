@@ -82,7 +82,7 @@ def crop():
     return Picture(np.ascontiguousarray(picture.pixels[100:228, 100:292]))
 
 
-@pytest.mark.parametrize("size", [1000, 3000])
+@pytest.mark.parametrize("size", [1000, 2700])
 def test_size(model, crop, size):
     result = encode_to_target(model, crop, size=size, effort=0)
     assert 0.98 * size <= len(result.data) == result.reached <= size

@@ -38,9 +38,9 @@ def _models() -> Callable[[TableSet, int], Any]:
 def _groups(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
     """Order that sorts positions by row (stable), and (row, start, end) of each row's run in that order."""
     order = np.argsort(rows, kind="stable")
-    used, starts = np.unique(rows[order], return_index=True)
-    ends = np.append(starts[1:], len(rows))
-    return order, list(zip(used.tolist(), starts.tolist(), ends.tolist()))
+    grouped = rows[order]
+    cuts = [0, *(np.flatnonzero(grouped[1:] != grouped[:-1]) + 1).tolist(), len(rows)]
+    return order, [(int(grouped[start]), start, end) for start, end in zip(cuts, cuts[1:]) if end]
 
 
 class SymbolEncoder:

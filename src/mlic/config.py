@@ -58,7 +58,7 @@ class ModelConfig:
     lrp_kernels: tuple[int, int, int] = (3, 3, 3)
     scale_form: Literal["linear", "log"] = "linear"  # what the entropy nets emit for the scale
     error_bits: float | None = None  # weight of the error when symbols are chosen, see GaussianPrior; None: the nearest
-    dependent: bool = False  # y by dependent quantisation, see dependent.py
+    dependent: int = 0  # states of dependent quantisation of y, see dependent.py; 0: plain symbols
     quality_levels: int = 0  # 0: one rate; otherwise the number of learned gain vectors
     lambda_range: tuple[float, float] = PAPERS_LAMBDAS  # MSE on 0..255, at the first and the last level
     padding: Literal["zero", "edge"] = "zero"
@@ -84,8 +84,8 @@ class ModelConfig:
             raise ValueError("sizes must be whole numbers from 1 to 4096")
         if self.error_bits is not None and not (isinstance(self.error_bits, (int, float)) and self.error_bits > 0):
             raise ValueError("error_bits is a positive number or None")
-        if not isinstance(self.dependent, bool):
-            raise ValueError("dependent is true or false")
+        if self.dependent not in (0, 512):
+            raise ValueError(f"dependent is 0 or 512 states, not {self.dependent!r}, which other versions of mlic may know")
         if not (isinstance(self.name, str) and re.fullmatch(r"[\w+-][\w+.-]*", self.name)):  # it is part of file names
             raise ValueError(f"a model's name has letters, digits, and + - . _ in it, not {self.name!r}")
         if (self.transform == "patch") != (self.quality_levels >= 2):
@@ -168,7 +168,7 @@ FAST = ModelConfig(
     lrp_kernels=(1, 3, 1),
     scale_form="log",
     error_bits=15.0,
-    dependent=True,
+    dependent=512,
     quality_levels=64,
     lambda_range=(0.0002, 0.15),
     padding="edge",

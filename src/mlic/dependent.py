@@ -1,13 +1,14 @@
 """Dependent quantisation: what a symbol of y stands for depends on the symbols before it.
 
-There are two lattices, both of twice the step: the even multiples of STEP; and the odd ones, with zero. A state, which the
-parity of each symbol moves, says which of them the next symbol counts on. Together they are as fine as STEP, while a symbol
-costs what it does on one of them; an encoder looks for the best path through the states (trellis-coded quantisation,
-Marcellin & Fischer 1990; Schwarz et al., DCC 2019, for the form it has in VVC, here with eight states).
+There are two lattices, both of twice a step: the even multiples of the step; and the odd ones, with zero. A state, which the
+parity of each symbol moves, says which of them the next symbol counts on. Together they are as fine as the step, while a
+symbol costs what it does on one of them; an encoder looks for the best path through the states (trellis-coded quantisation,
+Marcellin & Fischer 1990; Schwarz et al., DCC 2019, for VVC's form of it, with eight states; here there are 512, which only the
+encoder feels).
 
-Where a scale is small, nearly all symbols are zeros and plain integers do better: symbols in the rows before FIRST_ROW are
-plain. The others of a batch, sorted by row, form chains of at most CHAIN symbols side by side, so that a decoder needs no more
-than CHAIN turns. A *level* is a value as a whole number: of steps on a lattice, or of ones where the symbol is plain.
+Where a scale is very small, nearly all symbols are zeros and plain integers do better: symbols in the rows before FIRST_ROW
+are plain. The others of a batch, sorted by row, form chains of at most CHAIN symbols side by side, so that a decoder needs no
+more than CHAIN turns. A *level* is a value as a whole number: of steps on a lattice, or of ones where the symbol is plain.
 """
 
 from __future__ import annotations
@@ -16,14 +17,34 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-STEP = 9 / 16  # a binary fraction: values stay on the grid of exact arithmetic
-FIRST_ROW = 11  # scales from 0.40 on
-CHAIN = 64
+FIRST_ROW, SECOND_ROW = 7, 16  # scales from 0.24 and from 0.74 on
+STEPS = torch.tensor([1] * FIRST_ROW + [11 / 16] * (SECOND_ROW - FIRST_ROW) + [5 / 8] * (64 - SECOND_ROW), dtype=torch.float32)
+CHAIN = 256
 LARGEST = 1e7  # residual that is looked at; the coder takes no larger symbols
-NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]])  # of a state, by the parity of its symbol
+TOGETHER = 128  # chains whose paths are looked for at a time, so that memory stays bounded
+
+
+class Trellis:
+    """States and what moves them: each is its chain's last `bits` path bits, the newest lowest. A symbol's path bit is its
+    parity plus (modulo 2) those of the state's bits that `feedback` has. The symbol is on lattice 0, the even one, or 1, as is
+    the sum of the bits that `lattice` has: a systematic convolutional code with feedback (Ungerboeck 1982).
+
+    >>> Trellis(2, 0b10, 0b01).next.tolist()  # by state, and parity
+    [[0, 1], [2, 3], [1, 0], [3, 2]]
+    """
+
+    def __init__(self, bits: int, feedback: int, lattice: int) -> None:
+        states = range(1 << bits)
+        fed, self.lattice = (np.array([(state & mask).bit_count() & 1 for state in states]) for mask in (feedback, lattice))
+        path_bits = fed[:, None] ^ [0, 1]  # (states, 2), by the parity of the symbol; or parities, by the path bit
+        self.next = (2 * np.arange(len(states))[:, None] + path_bits) % len(states)
+        self.branch = 2 * self.lattice[:, None] + path_bits  # 2 * lattice + parity, by state and path bit
+
+
+FILES = Trellis(9, 0o714, 0o233)  # what a decoder follows
+QUICK = Trellis(7, 0o124, 0o46)  # nearly as good, where no file comes of it
 
 
 def parts(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -47,10 +68,10 @@ class States:
 
     def lattices(self, turn: np.ndarray) -> np.ndarray:
         """0, the even multiples, or 1, the odd ones, for each symbol of a turn."""
-        return self.state[: len(turn)] & 1
+        return FILES.lattice[self.state[: len(turn)]]
 
     def move(self, symbols: np.ndarray) -> None:
-        self.state[: len(symbols)] = NEXT[self.state[: len(symbols)], symbols & 1]
+        self.state[: len(symbols)] = FILES.next[self.state[: len(symbols)], symbols & 1]
 
 
 def table_rows(rows: np.ndarray, lattices: np.ndarray, sets: int) -> np.ndarray:
@@ -74,11 +95,6 @@ def symbols_of(levels: np.ndarray) -> np.ndarray:
     return np.sign(levels) * (np.abs(levels) + 1 >> 1)
 
 
-def steps(rows: Tensor, like: Tensor) -> Tensor:
-    """What a level counts, by the row of its scale; a tensor like `like`."""
-    return torch.full_like(like, STEP).masked_fill_(rows < FIRST_ROW, 1)
-
-
 def coded(levels: np.ndarray, rows: np.ndarray, sets: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn."""
     plain, turns = parts(rows)
@@ -90,14 +106,13 @@ def coded(levels: np.ndarray, rows: np.ndarray, sets: int) -> Iterator[tuple[np.
         states.move(symbols[turn])
 
 
-_INTO = [[(s, p) for s in range(len(NEXT)) for p in (0, 1) if NEXT[s, p] == state] for state in range(len(NEXT))]
-_FROM = torch.tensor([[s for s, _ in two] for two in _INTO])  # (8, 2): the two states before each
-_BRANCH = torch.tensor([[s % 2 * 2 + p for s, p in two] for two in _INTO])  # on the way: 2 * lattice + parity
+def choose(
+    residual: Tensor, rows: Tensor, batch: Tensor, bits: Tensor, error_bits: float, trellis: Trellis = FILES
+) -> tuple[Tensor, Tensor]:
+    """The levels of the dependent residuals (N,) of one or more batches, which are finite: those of the least `error_bits`
+    times squared error plus bits, found by Viterbi's algorithm; and the bits of each. int64, float32.
 
-
-def choose(residual: Tensor, rows: Tensor, bits: Tensor, error_bits: float) -> tuple[Tensor, Tensor]:
-    """The levels of a batch's dependent residuals (N,), which are finite, scales in `rows` (N,), FIRST_ROW or beyond: those
-    of the least `error_bits` times squared error plus bits, found by Viterbi's algorithm; and the bits of each. int64, float32.
+    `rows` (N,) are those of the scales, FIRST_ROW or beyond; `batch` (N,) says whose each residual is, 0, 1, ... in order;
     `bits` (2, rows, symbols) are those of the symbols 0, 1, 2, ... of either sign in the tables of each lattice.
 
     Symbols are whole numbers from the start: what floating point is like where a file is written decides how good its path
@@ -105,36 +120,50 @@ def choose(residual: Tensor, rows: Tensor, bits: Tensor, error_bits: float) -> t
     """
     if not len(residual):
         return rows, residual.float()
-    order = torch.argsort(rows, stable=True)
-    size, count = residual[order].abs().float().clamp(max=LARGEST), len(residual)
-    chains = -(-count // CHAIN)
-    turns = -(-count // chains)
+    order = torch.argsort(batch * len(STEPS) + rows, stable=True)
+    size, own_rows = residual[order].abs().float().clamp(max=LARGEST), rows[order]
+    step = STEPS.to(size)[own_rows]
     # on each lattice (even, even, odd, odd) the nearest symbol of each parity (0, 1, 0, 1), and the one before it
     lattice = torch.tensor([0, 0, 1, 1], device=size.device)[:, None]
     parity = torch.tensor([0, 1, 0, 1], device=size.device)[:, None]
-    symbol = (2 * ((size / (2 * STEP) + (lattice * 0.5 - parity)) / 2).round().long() + parity).abs()
+    symbol = (2 * ((size / (2 * step) + (lattice * 0.5 - parity)) / 2).round().long() + parity).abs()
     symbol = torch.stack([symbol, (symbol - 2).abs()], 1)  # (4, 2, N)
     level = 2 * symbol - symbol.sign() * lattice[:, None]
-    spent = bits.flatten()[
-        symbol.clamp(max=bits.shape[2] - 1) + (lattice[:, None] * bits.shape[1] + rows[order]) * bits.shape[2]
-    ]
-    costs, taken = (error_bits * (STEP * level - size).square() + spent).min(1)
+    spent = bits.flatten()[symbol.clamp(max=bits.shape[2] - 1) + (lattice[:, None] * bits.shape[1] + own_rows) * bits.shape[2]]
+    costs, taken = (error_bits * (step * level - size).square() + spent).min(1)
     level, spent = (x.gather(1, taken[:, None])[:, 0] for x in (level, spent))  # (4, N), of the better one
-    costs = F.pad(costs, (0, chains * turns - count)).view(4, turns, chains)
 
-    came, branch = _FROM.to(size.device), _BRANCH.to(size.device)
-    total = torch.full((len(NEXT), chains), torch.inf, dtype=torch.float32, device=size.device)
-    total[0] = 0
-    second = []  # which of the two ways was better, (8, chains) each
-    for turn in range(turns):
-        both = total[came] + costs[:, turn][branch]  # (8, 2, chains)
-        second.append(both[:, 1] < both[:, 0])
-        total = both.amin(1)
-    state = total.argmin(0)
-    ways = torch.empty(turns, chains, dtype=torch.int64, device=size.device)
-    for turn in range(turns - 1, -1, -1):
-        way = second[turn].gather(0, state[None])[0].long()
-        ways[turn], state = branch[state, way], came[state, way]
-    ways = ways.flatten()[None, :count]
-    level, spent = (torch.empty_like(x[0]).index_copy_(0, order, x.gather(0, ways)[0]) for x in (level, spent))
+    # chains side by side, those of all batches
+    counts = torch.bincount(batch)
+    chains = (counts + CHAIN - 1).div(CHAIN, rounding_mode="floor")
+    number = torch.arange(len(order), device=size.device) - (counts.cumsum(0) - counts)[batch[order]]
+    turn, chain = number.div(chains[batch[order]], rounding_mode="floor"), number % chains[batch[order]]
+    chain += (chains.cumsum(0) - chains)[batch[order]]
+    table = costs.new_zeros(int(turn.max()) + 1, 4, int(chains.sum()))  # nothing where a chain has ended
+    table[turn, :, chain] = costs.T
+    branches = np.concatenate([_best_path(part, trellis) for part in table.split(TOGETHER, 2)], 1)
+    branches = torch.from_numpy(branches).to(size.device)[turn, chain]
+    level, spent = (torch.empty_like(x[0]).index_copy_(0, order, x.gather(0, branches[None])[0]) for x in (level, spent))
     return torch.where(residual < 0, -level, level), spent
+
+
+def _best_path(costs: Tensor, trellis: Trellis) -> np.ndarray:
+    """Of the costs of the four branches in each turn, (turns, 4, chains) -> the branches taken, (turns, chains) int64."""
+    (turns, _, chains), states = costs.shape, len(trellis.next)
+    branch = torch.from_numpy(trellis.branch.flatten()).to(costs.device)
+    total = costs.new_full((states, chains), torch.inf)
+    total[0] = 0
+    ways = costs.new_empty(2, states, chains)  # into each state, by the path bit that it loses
+    second = torch.empty(turns, states, chains, dtype=torch.bool, device=costs.device)
+    for turn in range(turns):
+        torch.index_select(costs[turn], 0, branch, out=ways.view(2 * states, chains))
+        ways.view(2, states // 2, 2, chains).add_(total.view(2, states // 2, 1, chains))
+        torch.lt(ways[1], ways[0], out=second[turn])
+        torch.minimum(ways[0], ways[1], out=total)
+    state, lost, all_chains = total.argmin(0).cpu().numpy(), second.cpu().numpy(), np.arange(chains)
+    branches = np.empty((turns, chains), np.int64)
+    for turn in range(turns - 1, -1, -1):
+        before = state // 2 + states // 2 * lost[turn, state, all_chains]
+        branches[turn] = trellis.branch[before, state & 1]
+        state = before
+    return branches

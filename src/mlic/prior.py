@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dependent import FIRST_ROW, STEP, choose, steps
+from .dependent import FILES, FIRST_ROW, STEPS, Trellis, choose
 from .layers import bounded, float32_region
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
@@ -63,11 +63,12 @@ class GaussianPrior(nn.Module):
 
     `error_bits`: what a squared error of one is worth in bits when a residual gets its symbol; None: the nearest always.
     `counts`: what a SymbolCounter of tables.py counted; coding tables made from this prior then follow it.
-    `lattice_bits`: what `lattice_bits` of tables.py gives; residuals then are quantised as dependent.py says.
+    `lattice_bits`: what `lattice_bits` of tables.py gives; residuals then are quantised as dependent.py says, along `trellis`.
     """
 
     counts: np.ndarray | None = None
     lattice_bits: Tensor | None = None
+    trellis: Trellis = FILES
 
     def __init__(self, form: str, error_bits: float | None = None) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class GaussianPrior(nn.Module):
 
     def values(self, levels: Tensor, scale: Tensor) -> Tensor:
         """What levels stand for: themselves, if not for dependent quantisation."""
-        return levels if self.lattice_bits is None else levels * steps(self.index(scale), levels)
+        return levels if self.lattice_bits is None else levels * STEPS.to(levels)[self.index(scale)]
 
     def quantise(self, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
         """The level of each residual, (B, ...), as a file holds it: a plain symbol, or a level of dependent.py; and the bits
@@ -100,9 +101,11 @@ class GaussianPrior(nn.Module):
         if self.lattice_bits is None:
             return levels, None
         rows, bits, spent = self.index(scale), self.lattice_bits.to(scale.device), torch.zeros_like(scale, dtype=torch.float32)
-        for b, dependent in enumerate((rows >= FIRST_ROW) & residual.isfinite()):
-            own, spent[b][dependent] = choose(residual[b][dependent], rows[b][dependent], bits, self.error_bits or NEAREST)
-            levels[b][dependent] = own.to(levels.dtype)
+        dependent = (rows >= FIRST_ROW) & residual.isfinite()
+        chosen, spent[dependent] = choose(
+            residual[dependent], rows[dependent], dependent.nonzero()[:, 0], bits, self.error_bits or NEAREST, self.trellis
+        )
+        levels[dependent] = chosen.to(levels.dtype)
         return levels, spent
 
     def nearest(self, residual: Tensor, scale: Tensor) -> Tensor:
@@ -134,7 +137,8 @@ class GaussianPrior(nn.Module):
         """
         symbols, sigma, at = symbols.float(), self.sigma(scale), at.float()
         if self.lattice_bits is not None:  # bins as wide as one lattice has them
-            wide = torch.where(self.index(scale) < FIRST_ROW, 1.0, 2 * STEP)
+            rows = self.index(scale)
+            wide = STEPS.to(sigma)[rows] * torch.where(rows < FIRST_ROW, 1, 2)
             symbols, sigma, at = symbols / wide, sigma / wide, at / wide
         return _Bits.apply(symbols, sigma, at, self.bits_and_slopes)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dependent import QUICK
 from .layers import has_bfloat16
 from .model import STRIDE, CompressionModel, level_lambda
 from .strategies import Relaxed
@@ -60,7 +61,7 @@ def blocks(part: Box) -> list[Box]:
 
 class Search:
     """The search with one model and so many passes, 0 to 20; None: the default. `gaussian` is the prior that chooses y's
-    symbols during and after it.
+    symbols after it.
 
     Raises ValueError for other numbers, and for a model with one rate, whose lambda nobody knows, unless it is 0.
     """
@@ -79,6 +80,8 @@ class Search:
         if effort >= LONG and model.gaussian.error_bits is not None:
             self.gaussian = copy.copy(model.gaussian)  # the same buffers
             self.gaussian.error_bits = ERROR_BITS
+        self.looking = copy.copy(self.gaussian)  # for the passes
+        self.looking.trellis = QUICK
 
     def latents(self, x: Tensor, level: Tensor | None, *, part: Box, seen: Box, whole: Box) -> tuple[Tensor, Tensor]:
         """What a file should hold of one part of a picture: y (1, M, h/16, w/16) and z (1, N, h/64, w/64), before they
@@ -140,7 +143,7 @@ class Search:
         """What comes of a y and a z when so many passes are left: how they are coded; the squared errors times `weight` in
         each 16x16 block, (1, 1, h/16, w/16); and the bits.
         """
-        relaxed = Relaxed(*now, self.model.config.slices, self.gaussian)
+        relaxed = Relaxed(*now, self.model.config.slices, self.looking)
         with self._half(left > FLOAT32_FROM):
             y_hat = self.model.code(relaxed, level)
         with self._half(True):

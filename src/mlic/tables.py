@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import itertools
 import math
 
 import numpy as np
 import torch
 
-from .dependent import STEP, coded
+from .dependent import STEPS, coded
 from .prior import SCALE_LEVELS, FactorizedPrior, scale_table
 
 PRECISION = 24  # bits; every table sums to 2^24
@@ -142,8 +141,10 @@ def gaussian_tables(counts: np.ndarray | None = None, *, dependent: bool = False
     """
     rows, first = [], []
     quantile = -math.sqrt(2) * torch.erfinv(torch.tensor(GAUSSIAN_TAIL - 1, dtype=torch.float64)).item()
-    kinds = [(1, 0), (2 * STEP, 0), (2 * STEP, 0.5)][: 3 if dependent else 1]  # symbol k is at width * (k - back), or at zero
-    for row, ((width, back), sigma) in enumerate(itertools.product(kinds, scale_table().tolist())):
+    plain, wide = [1.0] * SCALE_LEVELS, (2 * STEPS).tolist()
+    kinds = [(plain, 0), (wide, 0), (wide, 0.5)][: 3 if dependent else 1]  # symbol k is at width * (k - back), or at zero
+    scales = [(sigma, width, back) for widths, back in kinds for sigma, width in zip(scale_table().tolist(), widths)]
+    for row, (sigma, width, back) in enumerate(scales):
         half = min(MAX_HALF_WIDTH, max(1, math.ceil(sigma * quantile / width)))
         values = [width * max(0, k - back) for k in range(-1, half + 2)]
         edges = [(low + high) / 2 / sigma / math.sqrt(2) for low, high in zip(values, values[1:])]

@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "47600a39572724378b9bfc5b3ff44ba1990a2cea03f8871ab2ce400ff6ad9b6d",
+    "fast.safetensors": "99f8aef0c5e7d7a60340755adc9eb54da3ea177a8abb07da790033a334f23a9b",
 }
 
 
@@ -88,7 +88,7 @@ def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionM
             raise ValueError("a parameter is neither float16 nor float32")
         if len(tables.prior.sizes) != max(1, config.quality_levels) * config.z_channels:
             raise ValueError("the prior's tables are not one per level and channel")
-        if tables.dependent != config.dependent:
+        if tables.dependent != bool(config.dependent):
             raise ValueError("the Gaussians' tables are those of another quantisation")
         model.load_state_dict(state, assign=True)
     except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
