@@ -134,11 +134,10 @@ def choose(
     level, spent = (x.gather(1, taken[:, None])[:, 0] for x in (level, spent))  # (4, N), of the better one
 
     # chains side by side, those of all batches
-    counts = torch.bincount(batch)
-    chains = (counts + CHAIN - 1).div(CHAIN, rounding_mode="floor")
-    number = torch.arange(len(order), device=size.device) - (counts.cumsum(0) - counts)[batch[order]]
-    turn, chain = number.div(chains[batch[order]], rounding_mode="floor"), number % chains[batch[order]]
-    chain += (chains.cumsum(0) - chains)[batch[order]]
+    own, counts = batch[order], torch.bincount(batch)
+    chains = -(-counts // CHAIN)
+    number = torch.arange(len(own), device=own.device) - (counts.cumsum(0) - counts)[own]
+    turn, chain = number // chains[own], number % chains[own] + (chains.cumsum(0) - chains)[own]
     table = costs.new_zeros(int(turn.max()) + 1, 4, int(chains.sum()))  # nothing where a chain has ended
     table[turn, :, chain] = costs.T
     branches = np.concatenate([_best_path(part, trellis) for part in table.split(TOGETHER, 2)], 1)
