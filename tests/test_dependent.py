@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mlic.codec import decode_picture, encode_picture
 from mlic.coder import SymbolDecoder, SymbolEncoder
+from mlic.config import FAST
 from mlic.container import MlicFile
 from mlic.dependent import CHAIN, FILES, FIRST_ROW, QUICK, STEPS, States, Trellis, choose, levels_of, parts, symbols_of
 from mlic.errors import WeightsError
@@ -208,8 +210,6 @@ def test_the_packaged_weights_gain_by_it():
 
 
 def test_tables_of_another_quantisation_are_refused(small_models, tmp_path):
-    import dataclasses
-
     from mlic.model import build_model
 
     config = dataclasses.replace(small_models["fast"].config, dependent=0)
@@ -226,6 +226,13 @@ def test_tables_of_another_quantisation_are_refused(small_models, tmp_path):
     save_file(tensors, tmp_path / "odd.safetensors", metadata | {"config": model.config.to_json()})
     with pytest.raises(WeightsError, match="another quantisation"):
         load_weights(tmp_path / "odd.safetensors")
+
+
+def test_the_form_of_eight_states_is_refused():
+    """Its weights said true, which is 1; those without it said false, or nothing."""
+    assert not dataclasses.replace(FAST, dependent=False).dependent
+    with pytest.raises(ValueError, match="0 or 512 states, not True"):
+        dataclasses.replace(FAST, dependent=True)
 
 
 def test_bits_of_rows_of_any_shape(tables):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 FIRST_ROW, SECOND_ROW = 7, 16  # scales from 0.24 and from 0.74 on
+# By row; multiples of 1/16, so that values stay on the grid of exact arithmetic
 STEPS = torch.tensor([1] * FIRST_ROW + [11 / 16] * (SECOND_ROW - FIRST_ROW) + [5 / 8] * (64 - SECOND_ROW), dtype=torch.float32)
 CHAIN = 256
 LARGEST = 1e7  # residual that is looked at; the coder takes no larger symbols
