@@ -17,7 +17,7 @@ import numpy as np
 from . import rans
 from .dependent import States, coded, levels_of, parts, table_rows
 from .errors import DamagedFile, WeightsError
-from .tables import SCALE_LEVELS, CodingTables, TableSet
+from .tables import CodingTables, TableSet
 
 try:
     import constriction
@@ -60,7 +60,7 @@ class SymbolEncoder:
 
     def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
         """Levels as of dependent.py; without dependent quantisation they are the symbols."""
-        for symbols, own in coded(levels, rows, SCALE_LEVELS) if self.tables.dependent else [(levels, rows)]:
+        for symbols, own in coded(levels, rows) if self.tables.dependent else [(levels, rows)]:
             self._put(self.tables.gaussian, symbols, own)
 
     def _put(self, tables: TableSet, symbols: np.ndarray, rows: np.ndarray) -> None:
@@ -119,7 +119,7 @@ class SymbolDecoder:
             levels[plain] = self._get(self.tables.gaussian, rows[plain])
         for turn in turns:
             lattices = states.lattices(turn)
-            symbols = self._get(self.tables.gaussian, table_rows(rows[turn], lattices, SCALE_LEVELS))
+            symbols = self._get(self.tables.gaussian, table_rows(rows[turn], lattices))
             levels[turn] = levels_of(symbols, lattices)
             states.move(symbols)
         return self._counted(levels)

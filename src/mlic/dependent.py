@@ -75,11 +75,11 @@ class States:
         self.state[: len(symbols)] = FILES.next[self.state[: len(symbols)], symbols & 1]
 
 
-def table_rows(rows: np.ndarray, lattices: np.ndarray, sets: int) -> np.ndarray:
-    """Where dependent symbols have their tables: those of the even lattice begin `sets` rows after the plain ones, those of the
-    odd lattice as many after these.
+def table_rows(rows: np.ndarray, lattices: np.ndarray) -> np.ndarray:
+    """Where dependent symbols have their tables: those of the even lattice come after the plain ones, row by row, and those of
+    the odd lattice after these.
     """
-    return rows + sets * (1 + lattices)
+    return rows + len(STEPS) * (1 + lattices)
 
 
 def levels_of(symbols: np.ndarray, lattices: np.ndarray) -> np.ndarray:
@@ -96,14 +96,14 @@ def symbols_of(levels: np.ndarray) -> np.ndarray:
     return np.sign(levels) * (np.abs(levels) + 1 >> 1)
 
 
-def coded(levels: np.ndarray, rows: np.ndarray, sets: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def coded(levels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn."""
     plain, turns = parts(rows)
     if len(plain):
         yield levels[plain], rows[plain]
     states, symbols = States(turns), symbols_of(levels)
     for turn in turns:
-        yield symbols[turn], table_rows(rows[turn], states.lattices(turn), sets)
+        yield symbols[turn], table_rows(rows[turn], states.lattices(turn))
         states.move(symbols[turn])
 
 
