@@ -81,7 +81,14 @@ def test_how_much_finer_both_lattices_are():
     The beginning of each chain costs some.
     """
     assert granular_gain(Trellis(3, 0b101, 0b10)) == pytest.approx(1.05, abs=0.03)
-    assert 1.15 < granular_gain(QUICK) < granular_gain(FILES) < 1.4
+    assert 1.15 < granular_gain(Trellis(7, 0o124, 0o46)) < granular_gain(FILES) < 1.4
+
+
+def test_free_chains_gain_by_where_they_begin():
+    """More than any code that a decoder could follow; one free chain as long as all together gains nothing by it."""
+    begun, free = (Trellis(3, 0b101, 0b10, length=16000, free=free) for free in (False, True))
+    assert granular_gain(free) == pytest.approx(granular_gain(begun), abs=0.01)
+    assert granular_gain(QUICK) > 1.53
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -24,7 +24,7 @@ FIRST_ROW, SECOND_ROW = 7, 16  # scales from 0.24 and from 0.74 on
 STEPS = torch.tensor([1] * FIRST_ROW + [11 / 16] * (SECOND_ROW - FIRST_ROW) + [5 / 8] * (64 - SECOND_ROW), dtype=torch.float32)
 CHAIN = 256
 LARGEST = 1e7  # residual that is looked at; the coder takes no larger symbols
-TOGETHER = 128  # chains whose paths are looked for at a time, so that memory stays bounded
+TOGETHER = 1 << 16  # states, of all chains whose paths are looked for at a time, so that memory stays bounded
 
 
 class Trellis:
@@ -32,12 +32,14 @@ class Trellis:
     parity plus (modulo 2) those of the state's bits that `feedback` has. The symbol is on lattice 0, the even one, or 1, as is
     the sum of the bits that `lattice` has: a systematic convolutional code with feedback (Ungerboeck 1982).
 
+    An encoder looks along chains of `length` symbols. They begin in state 0, or, if they are `free`, in any.
+
     >>> Trellis(2, 0b10, 0b01).next.tolist()  # by state, and parity
     [[0, 1], [2, 3], [1, 0], [3, 2]]
     """
 
-    def __init__(self, bits: int, feedback: int, lattice: int) -> None:
-        states = range(1 << bits)
+    def __init__(self, bits: int, feedback: int, lattice: int, *, length: int = CHAIN, free: bool = False) -> None:
+        self.length, self.free, states = length, free, range(1 << bits)
         fed, self.lattice = (np.array([(state & mask).bit_count() & 1 for state in states]) for mask in (feedback, lattice))
         path_bits = fed[:, None] ^ [0, 1]  # (states, 2), by the parity of the symbol; or parities, by the path bit
         self.next = (2 * np.arange(len(states))[:, None] + path_bits) % len(states)
@@ -45,7 +47,7 @@ class Trellis:
 
 
 FILES = Trellis(9, 0o714, 0o233)  # what a decoder follows
-QUICK = Trellis(7, 0o124, 0o46)  # nearly as good, where no file comes of it
+QUICK = Trellis(7, 0o124, 0o46, length=32, free=True)  # for an encoder's passes: sooner, and somewhat too good
 
 
 def parts(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -136,12 +138,12 @@ def choose(
 
     # chains side by side, those of all batches
     own, counts = batch[order], torch.bincount(batch)
-    chains = -(-counts // CHAIN)
+    chains = -(-counts // trellis.length)
     number = torch.arange(len(own), device=own.device) - (counts.cumsum(0) - counts)[own]
     turn, chain = number // chains[own], number % chains[own] + (chains.cumsum(0) - chains)[own]
     table = costs.new_zeros(int(turn.max()) + 1, 4, int(chains.sum()))  # nothing where a chain has ended
     table[turn, :, chain] = costs.T
-    branches = np.concatenate([_best_path(part, trellis) for part in table.split(TOGETHER, 2)], 1)
+    branches = np.concatenate([_best_path(part, trellis) for part in table.split(TOGETHER // len(trellis.next), 2)], 1)
     branches = torch.from_numpy(branches).to(size.device)[turn, chain]
     level, spent = (torch.empty_like(x[0]).index_copy_(0, order, x.gather(0, branches[None])[0]) for x in (level, spent))
     return torch.where(residual < 0, -level, level), spent
@@ -151,7 +153,7 @@ def _best_path(costs: Tensor, trellis: Trellis) -> np.ndarray:
     """Of the costs of the four branches in each turn, (turns, 4, chains) -> the branches taken, (turns, chains) int64."""
     (turns, _, chains), states = costs.shape, len(trellis.next)
     branch = torch.from_numpy(trellis.branch.flatten()).to(costs.device)
-    total = costs.new_full((states, chains), torch.inf)
+    total = costs.new_full((states, chains), 0 if trellis.free else torch.inf)
     total[0] = 0
     ways = costs.new_empty(2, states, chains)  # into each state, by the path bit that it loses
     second = torch.empty(turns, states, chains, dtype=torch.bool, device=costs.device)

@@ -34,9 +34,6 @@ LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 5
 JUMP = 2.0  # times its error: what a block may not take in one step
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
 ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
-# Passes left, from where on the entropy model's nets are in float32. Before, and g_s to the end, they are in bfloat16 where
-# that is faster.
-FLOAT32_FROM = 2
 # Pixels: larger parts are searched block by block, each with 64 pixels of its neighbours, so that memory stays bounded
 BLOCK = 768
 
@@ -76,7 +73,7 @@ class Search:
             raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
         self.model, self.passes, self.gaussian = model, effort, model.gaussian
         self.device = model.prior.median.device
-        self.half = has_bfloat16(self.device)
+        self.half = self.passes > 0 and has_bfloat16(self.device)  # nets in bfloat16, where the device is faster in it
         if effort >= LONG and model.gaussian.error_bits is not None:
             self.gaussian = copy.copy(model.gaussian)  # the same buffers
             self.gaussian.error_bits = ERROR_BITS
@@ -90,7 +87,8 @@ class Search:
         `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64
         where there are passes. `whole` is the picture without padding; errors beyond it do not count.
         """
-        y = self.model.analyse(x, level)
+        with self._half():
+            y = self.model.analyse(x, level)
         place = (..., *part.within(seen, LATENT))
         own = self.model.h_a(y[place])
         if not self.passes:
@@ -117,12 +115,12 @@ class Search:
         errors, lowest, length = torch.full((), float("inf")), float("inf"), FIRST_STEP if passes > 1 else ONLY_STEP
         for left in range(passes, -1, -1):  # the last time only to see where the last step led
             with torch.set_grad_enabled(left > 0):
-                relaxed, errors_now, bits = self._look(now, x, level, bits_per_error, left)
+                relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
                 if (broken := _broken(errors_now, errors)).any():
                     places = broken, F.max_pool2d(broken.float(), STRIDE // LATENT) > 0
                     now = tuple(torch.where(place, old, new) for place, old, new in zip(places, best, now))
                     del relaxed, errors_now, bits  # and what they hold for their gradients, before there is another
-                    relaxed, errors_now, bits = self._look(now, x, level, bits_per_error, left)
+                    relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
             cost = (errors_now.sum() + bits).item()
             if cost < lowest:
                 lowest, best, errors = cost, now, errors_now.detach()
@@ -137,23 +135,18 @@ class Search:
             del relaxed, errors_now, bits  # here, too
         return best
 
-    def _look(
-        self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weight: Tensor, left: int
-    ) -> tuple[Relaxed, Tensor, Tensor]:
-        """What comes of a y and a z when so many passes are left: how they are coded; the squared errors times `weight` in
-        each 16x16 block, (1, 1, h/16, w/16); and the bits.
+    def _look(self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weight: Tensor) -> tuple[Relaxed, Tensor, Tensor]:
+        """What comes of a y and a z: how they are coded; the squared errors times `weight` in each 16x16 block,
+        (1, 1, h/16, w/16); and the bits.
         """
         relaxed = Relaxed(*now, self.model.config.slices, self.looking)
-        with self._half(left > FLOAT32_FROM):
-            y_hat = self.model.code(relaxed, level)
-        with self._half(True):
-            x_hat = self.model.synthesise(y_hat, level)
+        with self._half():
+            x_hat = self.model.synthesise(self.model.code(relaxed, level), level)
         errors = LATENT**2 * F.avg_pool2d((weight * (x_hat - x).square()).sum(1, keepdim=True), LATENT)
         return relaxed, errors, relaxed.y_bits + relaxed.z_bits
 
-    def _half(self, wanted: bool) -> torch.autocast:
-        """Nets in bfloat16, where the device is faster in it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted and self.half, cache_enabled=False)
+    def _half(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False)
 
 
 def _broken(now: Tensor, before: Tensor) -> Tensor:
