@@ -73,7 +73,7 @@ class Search:
             raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
         self.model, self.passes, self.gaussian = model, effort, model.gaussian
         self.device = model.prior.median.device
-        self.half = self.passes > 0 and has_bfloat16(self.device)  # nets in bfloat16, where the device is faster in it
+        self.half = bool(self.passes) and has_bfloat16(self.device)  # nets in bfloat16, where the device is faster in it
         if effort >= LONG and model.gaussian.error_bits is not None:
             self.gaussian = copy.copy(model.gaussian)  # the same buffers
             self.gaussian.error_bits = ERROR_BITS
