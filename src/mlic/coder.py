@@ -60,7 +60,7 @@ class SymbolEncoder:
 
     def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
         """Levels as of dependent.py; without dependent quantisation they are the symbols."""
-        for symbols, own in coded(levels, rows) if self.tables.dependent else [(levels, rows)]:
+        for symbols, own in coded(levels, rows, dependent=self.tables.dependent):
             self._put(self.tables.gaussian, symbols, own)
 
     def _put(self, tables: TableSet, symbols: np.ndarray, rows: np.ndarray) -> None:

@@ -98,8 +98,13 @@ def symbols_of(levels: np.ndarray) -> np.ndarray:
     return np.sign(levels) * (np.abs(levels) + 1 >> 1)
 
 
-def coded(levels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn."""
+def coded(levels: np.ndarray, rows: np.ndarray, *, dependent: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn; all at once where
+    there is no dependent quantisation.
+    """
+    if not dependent:
+        yield levels, rows
+        return
     plain, turns = parts(rows)
     if len(plain):
         yield levels[plain], rows[plain]

@@ -71,9 +71,9 @@ class Search:
             raise ValueError(f"effort must be a whole number from 0 to {MAX_EFFORT}, not {effort!r}")
         if effort and not variable:
             raise ValueError(f"model {model.config.name!r} has one rate: effort cannot be chosen")
-        self.model, self.passes, self.gaussian = model, effort, model.gaussian
+        self.model, self.passes, self.gaussian = model, int(effort), model.gaussian
         self.device = model.prior.median.device
-        self.half = bool(self.passes) and has_bfloat16(self.device)  # nets in bfloat16, where the device is faster in it
+        self.half = self.passes > 0 and has_bfloat16(self.device)  # nets in bfloat16, where the device is faster in it
         if effort >= LONG and model.gaussian.error_bits is not None:
             self.gaussian = copy.copy(model.gaussian)  # the same buffers
             self.gaussian.error_bits = ERROR_BITS

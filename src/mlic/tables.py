@@ -129,7 +129,7 @@ class SymbolCounter:
 
     def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
         width = self.counts.shape[1]
-        for symbols, own in coded(levels, rows) if self.dependent else [(levels, rows)]:
+        for symbols, own in coded(levels, rows, dependent=self.dependent):
             places = own * width + symbols.clip(-MAX_HALF_WIDTH, MAX_HALF_WIDTH) + MAX_HALF_WIDTH
             self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
 
