@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mlic.bdrate import compare_curves
-from mlic.codec import decode_picture, encode_picture
+from mlic.codec import decode_file, encode_picture
 from mlic.container import MlicFile
 from mlic.evaluate import find_pictures
 from mlic.metrics import psnr
@@ -52,7 +52,7 @@ def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, 
             coded = [encode_picture(model, picture, quality, effort=effort).data for picture in pictures]
             seconds += time.perf_counter() - started
             bpp = np.mean([8 * len(data) / p.pixels[..., 0].size for data, p in zip(coded, pictures)])
-            decoded = [decode_picture(model, MlicFile.from_bytes(data)) for data in coded]
+            decoded = [decode_file(model, MlicFile.from_bytes(data)).pixels for data in coded]
             points.append((float(bpp), float(np.mean([psnr(p.pixels, pixels) for pixels, p in zip(decoded, pictures)]))))
         return points, seconds / len(QUALITIES) / len(pictures)
 

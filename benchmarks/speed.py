@@ -83,7 +83,7 @@ def measure(name: str, threads: int, repeat: int, exact: bool) -> dict:
             if verb == "encode":
                 data = codec.encode_picture(model, picture, exact=exact).data
             else:
-                codec.decode_picture(model, MlicFile.from_bytes(data))
+                codec.decode_file(model, MlicFile.from_bytes(data))
             total = time.perf_counter() - started
             split = {**seconds, "total": total}
             split["entropy model"] -= seconds["symbol coding"] - seconds["finish"]
@@ -109,7 +109,7 @@ def by_turns(name: str, threads: int, turns: int) -> None:
     for _ in range(turns + 1):
         for exact, file in files.items():
             started = time.perf_counter()
-            codec.decode_picture(model, file)
+            codec.decode_file(model, file)
             seconds[exact].append(time.perf_counter() - started)
     exact, floating = (statistics.median(seconds[kind][1:]) for kind in (True, False))
     ratios = sorted(a / b for a, b in zip(seconds[True][1:], seconds[False][1:]))

@@ -137,7 +137,7 @@ def test_one_that_fails_does_not_stop_the_others(photos):
 def test_quiet_and_verbose(photos):
     assert succeed("encode", "--quiet", "photos", "-o", "one").stdout == ""
     said = run("encode", "-v", "photos", "-o", "two", "-j", 1).stderr.splitlines()
-    sizes = re.compile(r"mlic: photos/1\.png: [\d.]+ k?B -> [\d.]+ k?B, [\d.]+ bpp, \d+\.\d\d s")
+    sizes = re.compile(r"mlic: photos/1\.png: [\d.]+k?B -> [\d.]+k?B, [\d.]+ bpp, \d+\.\d\d s")
     assert said.pop(0) == "mlic: photos: note: left out, by their names no pictures: 1 .txt"
     assert re.search(r"note: larger than it was: \d+ bytes before, \d+ now$", said.pop(3))
     assert len(said) == 5 and sizes.fullmatch(said[0]) and SUMMARY.fullmatch(said[-1])
@@ -254,9 +254,9 @@ def test_targets_need_a_model_for_all_rates(weights_folder):  # noqa: F811
     "text, size", [("1500", 1500), ("200k", 200_000), ("1.5M", 1_500_000), ("2kB", 2000), ("64Ki", 65536), (".5k", 500)]
 )
 def test_sizes(text, size):
-    from mlic.cli_code import _Bytes
+    from mlic.cli_code import _bytes
 
-    assert _Bytes().convert(text, None, None) == size
+    assert _bytes(text) == size
 
 
 def test_strip():

@@ -10,14 +10,14 @@ import zlib
 import numpy as np
 import pytest
 
-from mlic.container import EXACT, MAX_ANCILLARY, NO_QUALITY, RGB, SIGNATURE, CodedTile, MlicFile
+from mlic.container import MAX_ANCILLARY, NO_QUALITY, SIGNATURE, CodedTile, MlicFile
 from mlic.errors import DamagedFile, PictureError, UnsupportedFile, WeightsError
 
 FILE = MlicFile(
     width=300,
     height=200,
-    colour=RGB,
-    arithmetic=EXACT,
+    grey=False,
+    exact=True,
     quality=8064,
     model="fast",
     digest=bytes(range(8)),
@@ -74,11 +74,11 @@ def test_bytes_of_a_file():
         {},
         {"icc": PROFILE},
         {"icc": np.random.default_rng(0).bytes(3000)},
-        {"colour": 0, "quality": NO_QUALITY, "model": "mlic++"},
+        {"grey": True, "quality": NO_QUALITY, "model": "mlic++"},
         {"width": 1, "height": 1, "tiles": (CodedTile(checksum=1, escapes=b"", stream=b""),)},
         {"tile": 128, "tiles": TILED.tiles},
         {"depth": 16, "alpha": b"a PNG", "exif": b"II*\0" + bytes(50), "xmp": b"<x/>" * 9},
-        {"depth": 16, "colour": 0, "icc": PROFILE, "xmp": b"<x/>", "tile": 256, "tiles": TILED.tiles[:2]},
+        {"depth": 16, "grey": True, "icc": PROFILE, "xmp": b"<x/>", "tile": 256, "tiles": TILED.tiles[:2]},
         {"width": 65536, "height": 2048},
         {"model": "é" * 127 + "x"},
         {"model": ""},

@@ -219,7 +219,7 @@ def test_pictures_in_folders(pictures):
         (["--codec", "gif"], "no codec called 'gif'; there are jpeg"),
         (["--codec", "jpeg", "--model", "fast"], "--model and --codec exclude each other"),
         (["--codec", "jpeg", "--name", "x"], "--name and --codec exclude each other"),
-        (["-q", "nan"], "-q must be a number"),
+        (["-q", "nan"], "is no finite number"),
         (["-q", "0"], "-q must be from 1 to 100 for a model"),
         (["--model", "nope"], "no model called 'nope'"),
         (["--codec", "jpeg", "-o", __file__ + "/r.json"], f"mlic: {__file__}: File exists"),

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, Unidentifi
 import mlic
 import mlic.pillow  # noqa: F401 (registers the format)
 from mlic.codec import encode_picture
-from mlic.container import FLOAT, CodedTile, MlicFile
+from mlic.container import CodedTile, MlicFile
 from mlic.metrics import psnr
 from mlic.pictures import Picture
 
@@ -164,7 +164,7 @@ def test_options_of_save_reach_the_encoder(photo, small_models):
     assert saved(quality=30, optimize=True).quality == round(29 / 99 * 63 * 256)
     assert saved(quality=30, effort=0).to_bytes() == mlic.encode(photo, 30, effort=0)
     tiled = saved(exact=False, tile=64)
-    assert (tiled.arithmetic, tiled.tile, len(tiled.tiles)) == (FLOAT, 64, 4)
+    assert (tiled.exact, tiled.tile, len(tiled.tiles)) == (False, 64, 4)
     assert saved(model=small_models["mlic"]).model == small_models["mlic"].config.name
     assert 0.98 * 700 <= len(saved(target_size=700, effort=0).to_bytes()) <= 700
     assert 0.49 <= 8 * len(saved(target_bpp=0.5, effort=0).to_bytes()) / (96 * 80) <= 0.5
@@ -185,7 +185,7 @@ def test_options_of_save_reach_the_encoder(photo, small_models):
 @pytest.mark.parametrize("model, quality", [("mlic", 512), ("mlic", 65535), ("fast", 65535), ("fast", 65000), ("own", 0)])
 def test_a_quality_that_cannot_be_told_is_left_out(model, quality):
     tile = CodedTile(checksum=0, escapes=b"", stream=b"")
-    common = {"width": 5, "height": 5, "colour": 1, "arithmetic": 1, "digest": bytes(8), "tiles": (tile,)}
+    common = {"width": 5, "height": 5, "grey": False, "exact": True, "digest": bytes(8), "tiles": (tile,)}
     with Image.open(io.BytesIO(MlicFile(**common, model=model, quality=quality).to_bytes())) as image:
         assert image.info == {"model": model}
 

@@ -135,6 +135,8 @@ def test_the_command(tmp_path, photo, small_models):
         assert drawn.format == "PNG"
     said = CliRunner().invoke(main, ["report", *files, "--anchor", "none-of-them"])
     assert said.exit_code == 1 and "no curve called 'none-of-them'" in said.stderr
+    said = CliRunner().invoke(main, ["report", *files, "-q", "nan"])
+    assert said.exit_code == 2 and "finite" in said.stderr
 
 
 def test_matplotlib_is_named_when_missing(comparison, tmp_path, monkeypatch):

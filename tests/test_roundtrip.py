@@ -12,10 +12,10 @@ from PIL import Image
 
 import mlic
 from mlic import codec
-from mlic.codec import decode_picture, encode_picture
+from mlic.codec import decode_file, encode_picture
 from mlic.coder import SymbolEncoder
 from mlic.config import CONFIGS
-from mlic.container import EXACT, NO_QUALITY, MlicFile
+from mlic.container import NO_QUALITY, MlicFile
 from mlic.exact import exact_twin
 from mlic.metrics import psnr
 from mlic.pictures import Picture, read_picture
@@ -38,7 +38,7 @@ def test_decoder_gives_the_encoders_reconstruction(small_models, name, size):
     encoded = encode_picture(model, picture, 70 if model.config.variable_rate else None, reconstruct=True)
     file = MlicFile.from_bytes(encoded.data)
     assert (file.width, file.height) == size
-    decoded = decode_picture(model, file)
+    decoded = decode_file(model, file).pixels
     assert decoded.shape == (height, width, 3)
     assert np.array_equal(decoded, encoded.reconstruction)
 
@@ -66,7 +66,7 @@ def test_symbols_are_chosen_as_the_search_says(photo):
     file = MlicFile.from_bytes(encode_picture(model, picture, 90, effort=4).data)
     search, whole = Search(model, 4), Box(0, 0, *photo.shape[:2])
     level, box = codec.level_tensor(model, file.quality), whole.aligned(64)
-    y, z = search.latents(codec._to_tensor(model, photo, box), level, part=box, seen=box, whole=whole)
+    y, z = search.latents(codec.to_tensor(model, photo, box), level, part=box, seen=box, whole=whole)
     streams = []
     for gaussian in (search.gaussian, model.gaussian):
         symbols = SymbolEncoder(model.tables, codec.prior_row(model, file.quality))
@@ -177,7 +177,7 @@ def test_damaged_weights_and_giant_pictures_are_refused(small_models, photo, mon
 def test_weights_that_only_float_arithmetic_can_take(small_models, photo):
     model = copy.deepcopy(small_models["fast"])
     model.__dict__.pop("_exact_twin", None)
-    file = dataclasses.replace(MlicFile.from_bytes(mlic.encode(photo, model=model, exact=False)), arithmetic=EXACT)
+    file = dataclasses.replace(MlicFile.from_bytes(mlic.encode(photo, model=model, exact=False)), exact=True)
     model.h_s[0].weight[0] = 1e4
     for refused in (lambda: mlic.encode(photo, model=model), lambda: mlic.decode(file.to_bytes(), model)):
         with pytest.raises(mlic.WeightsError, match="only float arithmetic is possible"):

@@ -23,10 +23,10 @@ def described(path: Path, *options: str) -> str:
 def test_file_describes_a_file(tmp_path):
     path = tmp_path / "picture"  # without the extension
     common = {"width": 70000 - 6000, "height": 7, "quality": 512, "digest": bytes(8), "tiles": (TILE,)}
-    path.write_bytes(MlicFile(**common, colour=1, arithmetic=1, model="fast").to_bytes())
+    path.write_bytes(MlicFile(**common, grey=False, exact=True, model="fast").to_bytes())
     assert described(path) == "MLIC image data, version 1, 64000x7, 8-bit RGB, model fast"
     assert described(path, "--mime-type") == "image/x-mlic"
-    path.write_bytes(MlicFile(**common, colour=0, depth=16, arithmetic=0, model="mlic++").to_bytes())
+    path.write_bytes(MlicFile(**common, grey=True, depth=16, exact=False, model="mlic++").to_bytes())
     assert described(path) == "MLIC image data, version 1, 64000x7, 16-bit grey, float arithmetic, model mlic++"
     path.write_bytes(SIGNATURE + b"\x02anything")
     assert described(path) == "MLIC image data, version 2"

@@ -13,7 +13,7 @@ from PIL import Image
 import mlic
 from mlic import codec, decoding, exact, tiles
 from mlic.alpha import alpha_bytes, alpha_from_bytes, reduce_alpha
-from mlic.codec import decode_file, decode_picture, encode_picture, level_tensor
+from mlic.codec import decode_file, encode_picture, level_tensor
 from mlic.config import CONFIGS
 from mlic.container import MlicFile
 from mlic.errors import DamagedFile, PictureError, UnsupportedFile
@@ -40,7 +40,8 @@ def decoded(scene, tiled) -> dict[int, tuple[bytes, np.ndarray]]:
     """By the side of its tiles, 0 for one: a file and its pixels."""
     one = encode_picture(load_model("fast"), Picture(scene), 60, tile=0, effort=0).data
     return {
-        side: (data, decode_picture(load_model("fast"), MlicFile.from_bytes(data))) for side, data in ((0, one), (128, tiled))
+        side: (data, decode_file(load_model("fast"), MlicFile.from_bytes(data)).pixels)
+        for side, data in ((0, one), (128, tiled))
     }
 
 
@@ -89,7 +90,7 @@ def test_decoder_gives_the_encoders_reconstruction_of_tiles(small_models, scene,
     encoded = encode_picture(model, part, quality, tile=128, exact=exact, reconstruct=True)
     file = MlicFile.from_bytes(encoded.data)
     assert file.tile == 128 and len(file.tiles) == 6
-    assert np.array_equal(decode_picture(model, file), encoded.reconstruction)
+    assert np.array_equal(decode_file(model, file).pixels, encoded.reconstruction)
 
 
 def test_no_seams(scene):
@@ -127,9 +128,9 @@ def test_threads_change_nothing(scene, tiled):
     torch.set_num_threads(3)
     data = encode_picture(load_model("fast"), Picture(scene), 60, tile=128, progress=lambda *c: calls.append(c)).data
     assert torch.get_num_threads() == 3
-    several = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
+    several = decode_file(load_model("fast"), MlicFile.from_bytes(tiled)).pixels
     torch.set_num_threads(1)
-    one = decode_picture(load_model("fast"), MlicFile.from_bytes(tiled))
+    one = decode_file(load_model("fast"), MlicFile.from_bytes(tiled)).pixels
     assert data == tiled and calls == [(i + 1, 6) for i in range(6)]
     assert np.abs(several.astype(int) - one).max() <= 1  # g_s is floating point
 
@@ -181,7 +182,7 @@ def test_scale(decoded, scale, tile):
 def test_scale_of_the_papers_models(small_models, scene):
     model = small_models["mlic++"]
     file = MlicFile.from_bytes(encode_picture(model, Picture(scene)).data)
-    whole = torch.from_numpy(decode_picture(model, file)).permute(2, 0, 1).float()
+    whole = torch.from_numpy(decode_file(model, file).pixels).permute(2, 0, 1).float()
     wanted = torch.nn.functional.avg_pool2d(whole, 2).permute(1, 2, 0).numpy()
     assert np.abs(decode_file(model, file, scale=2).pixels - wanted).max() <= 1
 
@@ -283,7 +284,7 @@ def test_a_long_picture_is_decoded_with_few_latents_in_memory(photo, small_model
     data = encode_picture(model, Picture(np.tile(photo[:64, :64], (12, 1, 1))), 60, tile=64, effort=0).data
     inner = decoding.synthesise
     monkeypatch.setattr(decoding, "synthesise", lambda *given, **how: held.append(len(given[1])) or inner(*given, **how))
-    assert decode_picture(model, MlicFile.from_bytes(data)).shape == (768, 64, 3)
+    assert decode_file(model, MlicFile.from_bytes(data)).pixels.shape == (768, 64, 3)
     assert len(held) == 12 and max(held) <= 2 * -(-margin(model.config) // 64) + 1 < 12
 
 
@@ -298,7 +299,7 @@ def test_tiles_too_large_for_exact_arithmetic(scene, monkeypatch):
     with pytest.raises(UnsupportedFile, match="exactly"):
         mlic.decode_batch([data])
     file = MlicFile.from_bytes(encode_picture(model, Picture(scene), exact=False, effort=0).data)
-    assert decode_picture(model, file).shape == scene.shape
+    assert decode_file(model, file).pixels.shape == scene.shape
     assert encode_picture(model, Picture(scene), tile=256, effort=0).data
 
 
@@ -338,7 +339,7 @@ def test_sixteen_bits():
     assert file.depth == 16
     encoded = encode_picture(load_model("fast"), Picture(pixels), 100, reconstruct=True)
     assert encoded.data == data
-    back = decode_picture(load_model("fast"), file)
+    back = decode_file(load_model("fast"), file).pixels
     assert back.dtype == np.uint16 and np.array_equal(back, encoded.reconstruction)
     assert len(np.unique(back)) > 3 * len(np.unique(back // 257))
     assert np.abs(back.astype(int) - pixels).mean() < 257

@@ -209,7 +209,8 @@ def test_the_command_from_beginning_to_end(folder, tmp_path, config, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", lambda trainer, progress: (tmp_path / "d" / "stop").touch())
         assert "--resume goes on" in run("d", "--steps", 5, code=130) and not (tmp_path / "d" / "fast.safetensors").exists()
-    assert "finite" in run("c", "--minutes", "inf", code=2)
+    for option, value in (("--minutes", "inf"), ("--scale", "nan")):
+        assert "finite" in run("c", option, value, code=2)
     save_weights(tmp_path / "own.safetensors", build_model(dataclasses.replace(config, name="mine", width=24)))
     assert "mine.safetensors" in run("e", "--steps", 1, "--model", tmp_path / "own.safetensors")
     assert load_model(tmp_path / "e" / "mine.safetensors").config.width == 24

@@ -12,6 +12,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .errors import DamagedFile, MlicError, PictureError, UnsupportedFile, WeightsError
+
 __version__ = "0.1.0"
 
 # Threads soon sleep while they wait: spinning, they keep each other from cores with other work too. Read as torch is loaded.
@@ -21,7 +23,6 @@ if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from .codec import decode, encode
-    from .errors import DamagedFile, MlicError, PictureError, UnsupportedFile, WeightsError
     from .pictures import Picture, read_picture
     from .rate_control import encode_to_target
     from .tensors import decode_array, decode_batch, encode_batch, encode_tensor
@@ -38,13 +39,8 @@ _HOME = {  # imported when first used: `mlic --help` need not wait for torch
     "load_model": ".weights",
     "Picture": ".pictures",
     "read_picture": ".pictures",
-    "DamagedFile": ".errors",
-    "MlicError": ".errors",
-    "PictureError": ".errors",
-    "UnsupportedFile": ".errors",
-    "WeightsError": ".errors",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME, "DamagedFile", "MlicError", "PictureError", "UnsupportedFile", "WeightsError", "__version__"]
 
 
 def __getattr__(name: str):

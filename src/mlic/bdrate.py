@@ -48,12 +48,7 @@ def bd_rate(anchor: Points, test: Points, *, method: Method = "cubic") -> float:
     >>> round(bd_rate(anchor, [(0.9 * rate, psnr) for rate, psnr in anchor]), 6)
     -10.0
     """
-    anchor, test = _points(anchor), _points(test)
-    low, high = _common(anchor[:, 1], test[:, 1], "PSNR")
-    delta = _mean(test[:, 1], np.log(test[:, 0]), low, high, method) - _mean(
-        anchor[:, 1], np.log(anchor[:, 0]), low, high, method
-    )
-    return float(np.expm1(delta) * 100)
+    return float(np.expm1(_difference(anchor, test, "PSNR", method)) * 100)
 
 
 def bd_psnr(anchor: Points, test: Points, *, method: Method = "cubic") -> float:
@@ -65,10 +60,7 @@ def bd_psnr(anchor: Points, test: Points, *, method: Method = "cubic") -> float:
     >>> round(bd_psnr(anchor, [(rate, psnr + 0.5) for rate, psnr in anchor], method="pchip"), 6)
     0.5
     """
-    anchor, test = _points(anchor), _points(test)
-    x, y = np.log(anchor[:, 0]), np.log(test[:, 0])
-    low, high = _common(x, y, "rate")
-    return float(_mean(y, test[:, 1], low, high, method) - _mean(x, anchor[:, 1], low, high, method))
+    return _difference(anchor, test, "rate", method)
 
 
 def compare_curves(anchor: Points, test: Points) -> Delta:
@@ -139,10 +131,14 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float] | None:
     return (float(low), float(high)) if low < high else None
 
 
-def _common(a: np.ndarray, b: np.ndarray, what: str) -> tuple[float, float]:
-    if common := _overlap(a, b):
-        return common
-    raise MlicError(f"the curves have no common {what}")
+def _difference(anchor: Points, test: Points, axis: Literal["PSNR", "rate"], method: Method) -> float:
+    """Mean difference of log rate at equal PSNR, or of PSNR at equal log rate, over the common interval of that axis."""
+    curves = [(np.log(rates), psnrs) for rates, psnrs in (_points(anchor).T, _points(test).T)]
+    (x, y), (x_test, y_test) = curves if axis == "rate" else [curve[::-1] for curve in curves]
+    common = _overlap(x, x_test)
+    if not common:
+        raise MlicError(f"the curves have no common {axis}")
+    return _mean(x_test, y_test, *common, method) - _mean(x, y, *common, method)
 
 
 def _mean(x: np.ndarray, y: np.ndarray, low: float, high: float, method: Method) -> float:

@@ -10,6 +10,7 @@ In steps, the anchors of even rows come first: they are a plane of half the size
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def pack(x: Tensor, part: bool | Step) -> Tensor:
         return pack(even_anchors(x), part is FIRST)
     if torch.compiler.is_compiling():  # it fuses what it understands, which strides are not
         return torch.stack([x[:, :, ::2, part::2], x[:, :, 1::2, 1 - part :: 2]], 3).flatten(2, 3)
-    return _Pack.apply(x, part) if x.requires_grad else _pack(x, part)
+    return _Move.apply(x, part, _pack, _unpack) if x.requires_grad else _pack(x, part)
 
 
 def unpack(packed: Tensor, part: bool | Step) -> Tensor:
@@ -61,7 +62,7 @@ def unpack(packed: Tensor, part: bool | Step) -> Tensor:
         out = packed.new_zeros(*packed.shape[:3], 2 * packed.shape[3])
         out[:, :, ::2, part::2], out[:, :, 1::2, 1 - part :: 2] = packed[:, :, ::2], packed[:, :, 1::2]
         return out
-    return _Unpack.apply(packed, part) if packed.requires_grad else _unpack(packed, part)
+    return _Move.apply(packed, part, _unpack, _pack) if packed.requires_grad else _unpack(packed, part)
 
 
 def _empty(x: Tensor, width: int) -> Tensor:
@@ -95,28 +96,17 @@ def _unpack(packed: Tensor, part: bool) -> Tensor:
     return out
 
 
-class _Pack(torch.autograd.Function):
-    """Each is the other's gradient, which takes fewer kernels than autograd's own."""
+class _Move(torch.autograd.Function):
+    """`_pack` or `_unpack`, with the other as its gradient, which takes fewer kernels than autograd's own."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, part: bool) -> Tensor:
-        ctx.part = part
-        return _pack(x, part)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _unpack(grad, ctx.part), None
-
-
-class _Unpack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, packed: Tensor, part: bool) -> Tensor:
-        ctx.part = part
-        return _unpack(packed, part)
+    def forward(ctx, x: Tensor, part: bool, there: Callable, back: Callable) -> Tensor:
+        ctx.part, ctx.back = part, back
+        return there(x, part)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _pack(grad, ctx.part), None
+        return ctx.back(grad, ctx.part), None, None, None
 
 
 def keep(x: Tensor, anchor: bool) -> Tensor:

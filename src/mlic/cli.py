@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import math
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,15 @@ class FileName(click.Path):
         return super().convert(value, param, ctx) if value != "" else self.fail("an empty file name", param, ctx)
 
 
+class Number(click.FloatRange):
+    """Without nan and inf, which a FloatRange lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no finite number", param, ctx)
+
+
+POSITIVE = Number(0, min_open=True)
 INPUT = FileName(readable=False, allow_dash=True, path_type=Path)  # unusable inputs are reported one by one
 device_option = click.option(
     "--device",
@@ -92,15 +104,13 @@ def completion(shell: str) -> None:
     click.echo(complete.source_template % complete.source_vars())
 
 
-def _load(model: str, device: str, threads: int | None):
-    """The network, or one clear line and exit code 1."""
-    _set_threads(threads)
-    from .weights import load_model
-
+@contextlib.contextmanager
+def reported(source: Path | None = None) -> Iterator[None]:
+    """What fails for want of an input, weights or an output: one line, and exit code 1."""
     try:
-        return load_model(model, device=_device(device))
-    except MlicError as error:
-        _fail(None, error)
+        yield
+    except (MlicError, OSError) as error:
+        _fail(source, error)
         sys.exit(1)
 
 

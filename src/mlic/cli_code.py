@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .cli import (
     INPUT,
     INTERRUPTED,
+    POSITIVE,
     FileName,
+    Number,
     _device,
     _fail,
     _progress_bar,
@@ -25,6 +25,7 @@ from .cli import (
     device_option,
     force_option,
     main,
+    reported,
     together,
 )
 from .cores import cores
@@ -37,45 +38,36 @@ if TYPE_CHECKING:  # they wait for torch
 
 output_option = click.option("-o", "--output", type=FileName(readable=False, allow_dash=True), metavar="FILE|DIR")
 THREADS = "Files at a time; for a single file, threads. Default: all cores."
-POSITIVE = click.FloatRange(0, min_open=True)
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-class _Bytes(click.ParamType):
-    """A number of bytes such as 1500, 200k, 1.5M or 64Ki -> int."""
-
-    name = "bytes"
-    UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+)([kmg]?i?)b?", str(value).lower(), re.ASCII)
-        if not match or match[2] not in self.UNITS or (size := int(float(match[1]) * self.UNITS[match[2]])) < 1:
-            self.fail(f"{value!r} is no size; give bytes, or such as 200k, 1.5M or 64Ki", param, ctx)
-        return size
+def _bytes(text: str) -> int:
+    """A number of bytes such as 1500, 200k, 1.5M or 64Ki."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+)(|[kmg]i?)b?", text.lower(), re.ASCII)
+    if not match or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
+        raise click.BadParameter(f"{text!r} is no size; give bytes, or such as 200k, 1.5M or 64Ki")
+    return size
 
 
-class _Region(click.ParamType):
+def _region(text: str) -> tuple[int, ...]:
     """X,Y,W,H -> (x, y, width, height) in pixels."""
-
-    name = "region"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", value, re.ASCII)
-        if not match or not int(match[3]) * int(match[4]):
-            self.fail(f"{value!r} is no region; give X,Y,WIDTH,HEIGHT in pixels, such as 0,0,640,480", param, ctx)
-        return tuple(map(int, match.groups()))
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", text, re.ASCII)
+    if not match or not int(match[3]) * int(match[4]):
+        raise click.BadParameter(f"{text!r} is no region; give X,Y,WIDTH,HEIGHT in pixels, such as 0,0,640,480")
+    return tuple(map(int, match.groups()))
 
 
-def _tile(_ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
-    if value is not None and (value % 64 or not 0 <= value <= 1 << 16):
-        raise click.BadParameter(f"{value} is no multiple of 64 up to 65536, nor 0 for one tile")
-    return value
+def _tile(text: str) -> int:
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) % 64 or int(text) > 1 << 16:
+        raise click.BadParameter(f"{text} is no multiple of 64 up to 65536, nor 0 for one tile")
+    return int(text)
 
 
-def _kind(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def _kind(text: str) -> str:
     """-> a file name extension."""
-    if not re.fullmatch(r"\.?\w+", value):
-        raise click.BadParameter(f"{value!r} is no kind of picture such as jpg")
-    return f".{value.lower().removeprefix('.')}"
+    if not re.fullmatch(r"\.?\w+", text):
+        raise click.BadParameter(f"{text!r} is no kind of picture such as jpg")
+    return f".{text.lower().removeprefix('.')}"
 
 
 _job_options = together(  # what `mlic encode` and `mlic decode` have in common
@@ -94,14 +86,14 @@ _job_options = together(  # what `mlic encode` and `mlic decode` have in common
 
 @main.command()
 @_job_options
-@click.option("-q", "--quality", type=click.FloatRange(1, 100), help="1 (smallest) to 100 (best). Default: 50.")
-@click.option("--target-size", type=_Bytes(), metavar="BYTES", help="Instead of -q: the size, such as 200k (k: 1000).")
+@click.option("-q", "--quality", type=Number(1, 100), help="1 (smallest) to 100 (best). Default: 50.")
+@click.option("--target-size", type=_bytes, metavar="BYTES", help="Instead of -q: the size, such as 200k (k: 1000).")
 @click.option("--target-bpp", type=POSITIVE, metavar="B", help="Instead of -q: the file's bits per pixel.")
 @click.option("--target-psnr", type=POSITIVE, metavar="DB", help="Instead of -q: PSNR of the decoded picture.")
 @click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Model name or weights file.")
 @click.option("--effort", type=click.IntRange(0, 20), help="Passes spent on a smaller file; 0: fastest. Default: 4.")
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
-@click.option("--tile", type=int, callback=_tile, metavar="N", help="Pixels a side of tiles, a multiple of 64; 0: one.")
+@click.option("--tile", type=_tile, metavar="N", help="Pixels a side of tiles, a multiple of 64; 0: one.")
 @click.option("--float", "floating", is_flag=True, help="Faster; decodes only on such a machine, with as many threads.")
 def encode(
     inputs, output, device, quality, target_size, target_bpp, target_psnr, model, effort, strip, tile, floating, **how
@@ -123,9 +115,6 @@ def encode(
     target = [(kind, value) for kind, value in targets.items() if value is not None]
     if len(target) + (quality is not None) > 1:
         raise click.UsageError("-q, --target-size, --target-bpp and --target-psnr exclude each other")
-    for option, value in (("-q", quality), *((f"--target-{kind}", value) for kind, value in target)):
-        if value is not None and not math.isfinite(value):  # FloatRange lets nan through
-            raise click.UsageError(f"{option} must be a number, not {value}")
     pictures, others = picture_extensions(), {}
     jobs = _plan(inputs, output, pictures, ".mlic", others, **how)
     for job in jobs:
@@ -133,6 +122,7 @@ def encode(
             raise click.UsageError(f"{job.target} would be a .mlic file in disguise: end its name in .mlic")
     _check_running(jobs, **how)
     from .tasks import Encode
+    from .weights import load_model
 
     task = Encode(
         model=model,
@@ -144,12 +134,8 @@ def encode(
         strip=strip,
         tile=tile,
     )
-    try:
-        here = dataclasses.replace(task, device="cpu") if how["engine"] == "ray" else task
-        config = here.load().config
-    except MlicError as error:
-        _fail(None, error)
-        sys.exit(1)
+    with reported():
+        config = load_model(model, device="cpu" if how["engine"] == "ray" else task.device).config
     if not config.variable_rate and (target or quality is not None or effort):
         option = f"--target-{target[0][0]}" if target else "-q" if quality is not None else "--effort"
         raise click.UsageError(f"model {config.name!r} has one rate: leave {option} out")
@@ -163,8 +149,8 @@ def encode(
 @main.command()
 @_job_options
 @click.option("--model", metavar="NAME|FILE", help="Weights, where they are not found by the file's model name.")
-@click.option("--format", "kind", default="png", callback=_kind, help="jpg, webp ..., unless -o names a file. Default: png.")
-@click.option("--region", type=_Region(), metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
+@click.option("--format", "kind", type=_kind, default="png", metavar="KIND", help="Unless -o names a file. Default: png.")
+@click.option("--region", type=_region, metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
 @click.option("--scale", type=click.Choice(["1/1", "1/2", "1/4", "1/8"]), default="1/1", help="A smaller picture.")
 @click.option("--allow-partial", is_flag=True, help="Decode what is there of a truncated file, hatch the rest.")
 def decode(inputs, output, model, device, kind, region, scale, allow_partial, **how) -> None:
@@ -185,7 +171,7 @@ def decode(inputs, output, model, device, kind, region, scale, allow_partial, **
     factor = int(scale[2:])
     if region and (region[0] % factor or region[1] % factor):
         raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
-    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, kind, **how)]
+    jobs = _plan(inputs, output, {".mlic"}, kind, **how)
     _check_running(jobs, **how)
     from .tasks import Decode
 
@@ -204,18 +190,6 @@ def _plan(
     if any(str(job.target) == "-" for job in jobs) and sys.stdout.isatty():
         raise click.UsageError("will not write binary data to a terminal; use -o FILE")
     return jobs
-
-
-def _writable(job: Job) -> Job:
-    """With a problem, if its output is of a kind that pictures cannot be written in."""
-    from .saving import format_of
-
-    try:
-        if not (job.done or job.problem):
-            format_of(job.extension)
-    except MlicError as error:
-        return dataclasses.replace(job, problem=str(error))
-    return job
 
 
 def _check_running(jobs: list[Job], *, engine: str, ray_address: str | None, verbose: bool, quiet: bool, **_) -> None:
@@ -284,6 +258,7 @@ class _Log:
 
     def __init__(self, number: int, *, verb: str, verbose: bool, quiet: bool) -> None:
         tqdm = _progress_bar()
+        self.size = tqdm.format_sizeof  # 1234567 -> "1.23M"
         self.many, self.verb, self.verbose, self.quiet = number > 1, verb, verbose, quiet
         self.done = self.skipped = self.failed = self.bytes_in = self.bytes_out = 0
         self.started = time.perf_counter()
@@ -318,24 +293,13 @@ class _Log:
         if self.many and not self.quiet:
             counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
             seconds = time.perf_counter() - self.started
-            _say(None, f"{counts}; {_size(self.bytes_in)} in, {_size(self.bytes_out)} out, {seconds:.1f} s")
+            _say(None, f"{counts}; {self.size(self.bytes_in)}B in, {self.size(self.bytes_out)}B out, {seconds:.1f} s")
 
     def line(self, outcome: Outcome) -> str:
         if outcome.job.done:
             return f"skipped, {outcome.job.target} is there"
-        text = f"{_size(outcome.bytes_in)} -> {_size(outcome.bytes_out)}"
+        text = f"{self.size(outcome.bytes_in)}B -> {self.size(outcome.bytes_out)}B"
         if outcome.pixels:
             coded = outcome.bytes_out if self.verb == "encode" else outcome.bytes_in
             text += f", {8 * coded / outcome.pixels:.4g} bpp, {outcome.seconds:.2f} s"
         return text + (f", {outcome.detail}" if outcome.detail else "")
-
-
-def _size(number: int) -> str:
-    """Bytes, for people.
-
-    >>> _size(999), _size(1234567)
-    ('999 B', '1.23 MB')
-    """
-    power = next(power for power in range(4) if number < 999.5 * 1000**power or power == 3)
-    digits = 0 if number >= 99.95 * 1000**power or not power else 1 if number >= 9.995 * 1000**power else 2
-    return f"{number / 1000**power:.{digits}f} {('B', 'kB', 'MB', 'GB')[power]}"

@@ -48,7 +48,7 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
 def _facts(file: Path) -> dict[str, Any]:
     """By name, in the order to print them. Raises DamagedFile, UnsupportedFile and OSError."""
     from .config import quality_of
-    from .container import EXACT, GREY, NO_QUALITY, MlicFile
+    from .container import NO_QUALITY, MlicFile
 
     data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     content = MlicFile.from_bytes(data, allow_partial=True)
@@ -56,10 +56,10 @@ def _facts(file: Path) -> dict[str, Any]:
         "file": str(file),
         "width": content.width,
         "height": content.height,
-        "colour": "grey" if content.colour == GREY else "rgb",
+        "colour": "grey" if content.grey else "rgb",
         "depth": content.depth,
         "alpha": len(content.alpha or b""),
-        "arithmetic": "exact" if content.arithmetic == EXACT else "float",
+        "arithmetic": "exact" if content.exact else "float",
         "model": content.model,
         "weights": content.digest.hex(),
         "quality": quality_of(content.model, content.quality),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .cli import _device, _fail, _progress_bar, _say, _set_threads, device_option, force_option, main, together
-from .errors import MlicError
+from .cli import Number, _device, _progress_bar, _say, _set_threads, device_option, force_option, main, reported, together
 
 PATH = click.Path(path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
@@ -20,9 +18,7 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGES...")
 @click.option("--model", metavar="NAME|FILE", help="Model to measure. Default: fast.")
 @click.option("--codec", metavar="NAME", help="Or: jpeg, jpeg-420, webp, avif, jxl, jpeg2000, heic, x265, vvc.")
-@click.option(
-    "-q", "--quality", "qualities", multiple=True, type=float, help="May be repeated. Default: 6 to 8 over the range."
-)
+@click.option("-q", "--quality", "qualities", multiple=True, type=Number(0), help="May be repeated. Default: 6 to 8 values.")
 @click.option("--effort", type=click.IntRange(0, 20), help="As for `mlic encode`, for a model. Default: 4.")
 @click.option("--name", help="What to call the model in results. Default: its own name.")
 @click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Results file (JSON). An existing one is continued.")
@@ -45,10 +41,8 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
     if codec and (model or effort is not None or name):
         other = "--model" if model else "--name" if name else "--effort"
         raise click.UsageError(f"{other} and --codec exclude each other")
-    if not all(math.isfinite(quality) for quality in qualities):
-        raise click.UsageError("-q must be a number")
     qualities = tuple(dict.fromkeys(qualities))
-    try:
+    with reported():
         if codec:
             from .peers import PEERS
 
@@ -68,9 +62,6 @@ def evaluate_(images, model, codec, qualities, effort, name, output, jobs, devic
             else:
                 qualities = qualities or MODEL_QUALITIES
         results = _measure(images, entry, run, qualities, output, threads=threads, jobs=jobs, force=force)
-    except (MlicError, OSError) as error:
-        _fail(None, error)
-        sys.exit(1)
     _print_means(results)
     if results.failures():
         sys.exit(1)
@@ -100,11 +91,8 @@ def compare_(form, **options) -> None:
     """
     from .compare import as_json, as_markdown, as_text
 
-    try:
+    with reported():
         comparison, failed = _compare(**options)
-    except (MlicError, OSError) as error:
-        _fail(None, error)
-        sys.exit(1)
     click.echo({"json": as_json, "markdown": as_markdown, None: as_text}[form](comparison).rstrip())
     sys.exit(1 if failed else 0)
 
@@ -114,7 +102,7 @@ def compare_(form, **options) -> None:
 @click.option("-o", "--output", type=OUTPUT, default="report.html", show_default=True, metavar="FILE")
 @click.option("--png", type=OUTPUT, metavar="FILE", help="Draw the curves into a PNG too.")
 @click.option("--model", default="fast", show_default=True, metavar="NAME|FILE", help="Model for the pictures.")
-@click.option("-q", "--quality", type=click.FloatRange(1, 100), help="Its quality for the pictures. Default: 20.")
+@click.option("-q", "--quality", type=Number(1, 100), help="Its quality for the pictures. Default: 20.")
 @click.option("--pictures", default=3, show_default=True, type=click.IntRange(0), help="How many of --images to show.")
 @click.option("--peers", default="avif,jpeg", show_default=True, metavar="A,B,...", help="To set beside them.")
 def report_(output, png, model, quality, pictures, peers, **options) -> None:
@@ -126,15 +114,12 @@ def report_(output, png, model, quality, pictures, peers, **options) -> None:
     from .report import figure_png, html_report
     from .saving import write_whole
 
-    try:
+    with reported():
         comparison, failed = _compare(**options)
         shown = _shown(options["images"], model, quality, pictures, peers) if pictures and options["images"] else []
         write_whole(output, html_report(comparison, shown).encode())
         if png:
             figure_png(comparison, png)
-    except (MlicError, OSError) as error:
-        _fail(None, error)
-        sys.exit(1)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB" + (f", {png}" if png else ""))
     sys.exit(1 if failed else 0)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 from pathlib import Path
 
 import click
 
-from .cli import _fail, _load, force_option, main, threads_option
-from .errors import MlicError
+from .cli import _set_threads, force_option, main, reported, threads_option
 from .folders import check_target
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -72,13 +70,10 @@ def import_(checkpoint: Path, output: Path, force: bool) -> None:
     from .convert import import_mlicpp, read_checkpoint
     from .weights import save_weights
 
-    try:
+    with reported(checkpoint):
         check_target(output, force=force)
         model = import_mlicpp(read_checkpoint(checkpoint))
         save_weights(output, model, notes={"source": f"imported from {checkpoint.name}"})
-    except (MlicError, OSError) as error:
-        _fail(checkpoint, error)
-        sys.exit(1)
     click.echo(f"{output}: {model.config.name}, weights {model.digest[:8].hex()}")
 
 
@@ -100,16 +95,20 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
     from .demo import comparison_picture, format_table, run_demo
     from .pictures import Picture, read_picture
     from .saving import format_of, picture_bytes, to_pillow, write_whole
+    from .weights import load_model
 
     image = image or Path(__file__).parent / "samples" / "kodim23.png"
     if output.exists() and image.exists() and output.samefile(image):
         raise click.UsageError(f"{output} is the picture itself: give another -o")
-    try:
+    _set_threads(threads)
+    with reported():
+        config = load_model(model).config
+    if not config.variable_rate:
+        raise click.UsageError(f"the demo needs a model for all rates, not {model!r}")
+    with reported(image):
         pixels = np.asarray(to_pillow(dataclasses.replace(read_picture(image), grey=False, alpha=None)))
         check_target(output, force=True)
         format_of(output.suffix)
-        if not _load(model, "cpu", threads).config.variable_rate:
-            raise click.UsageError(f"the demo needs a model for all rates, not {model!r}")
         qualities = tuple(dict.fromkeys(qualities)) or (10, 30, 50, 70, 90)
         shown = sorted(qualities)[len(qualities) // 3]
         say = functools.partial(click.echo, err=True)
@@ -117,7 +116,4 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
         click.echo(f"{image.name}, {pixels.shape[1]}x{pixels.shape[0]}\n\n{format_table(rows)}")
         sheet = comparison_picture(pixels, [row for row in rows if row.pixels is not None])
         write_whole(output, picture_bytes(Picture(np.asarray(sheet)), output.suffix))
-    except (MlicError, OSError) as error:
-        _fail(image, error)
-        sys.exit(1)
     click.echo(f"\nCrops side by side: {output}")

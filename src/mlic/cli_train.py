@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from pathlib import Path
 
 import click
 
-from .cli import INTERRUPTED, _device, _fail, device_option, main, threads_option
+from .cli import INTERRUPTED, POSITIVE, Number, _device, device_option, main, reported, threads_option
 from .config import CONFIGS
 from .errors import MlicError
 
-POSITIVE = click.FloatRange(0, min_open=True)
-SCALE = click.FloatRange(0, 1, min_open=True)
+SHARE = Number(0, 1, min_open=True)
 FOLDER = click.Path(exists=True, file_okay=False)
 
 
@@ -41,15 +39,15 @@ FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Crops a step (in each process).")
 @click.option("--crop", default=256, show_default=True, type=click.IntRange(64), help="Pixels a side.")
 @click.option("--last-crop", type=click.IntRange(64), help="Pixels a side in the last share.")
-@click.option("--last-share", default=0.15, show_default=True, type=click.FloatRange(0, 1), help="Of the run.")
-@click.option("--scale", "scales", multiple=True, type=SCALE, default=(1.0, 0.75, 0.5), show_default=True, help="Of pictures.")
-@click.option("--papers-share", default=0.3, show_default=True, type=click.FloatRange(0, 1), help="At the papers' rates.")
+@click.option("--last-share", default=0.15, show_default=True, type=Number(0, 1), help="Of the run.")
+@click.option("--scale", "scales", multiple=True, type=SHARE, default=(1.0, 0.75, 0.5), show_default=True, help="Of pictures.")
+@click.option("--papers-share", default=0.3, show_default=True, type=Number(0, 1), help="At the papers' rates.")
 @click.option("--optimiser", default="muon", show_default=True, type=click.Choice(["adam", "muon"]))
 @click.option("--lr", default=1e-3, show_default=True, type=POSITIVE)
 @click.option("--muon-lr", default=1.0, show_default=True, type=POSITIVE, help="Of Muon's matrices, relative to --lr.")
-@click.option("--muon-decay", default=0.0, show_default=True, type=click.FloatRange(0), help="Weight decay of these.")
-@click.option("--decay", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Of the run.")
-@click.option("--save-every", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds.")
+@click.option("--muon-decay", default=0.0, show_default=True, type=Number(0), help="Weight decay of these.")
+@click.option("--decay", default=0.5, show_default=True, type=SHARE, help="Of the run.")
+@click.option("--save-every", default=300.0, show_default=True, type=Number(0), help="Seconds.")
 @click.option("--compile", "compiled", type=click.Choice(["formulas", "all"]), help="Of the step, by torch.compile.")
 @click.option("--bf16/--no-bf16", default=None, help="Default: where the device has units for bfloat16.")
 @click.option("--graph/--no-graph", default=True, show_default=True, help="Capture the step as a CUDA graph.")
@@ -64,9 +62,6 @@ def train(data, val, out, device, resume, take_over, **settings) -> None:
     mlic train --data photos --minutes 60 --out runs/fast
     torchrun --nproc-per-node 4 -m mlic train --data photos --steps 100000
     """
-    numbers = [value for value in settings.values() if isinstance(value, float)]
-    if not all(map(math.isfinite, numbers)):
-        raise click.UsageError("settings are finite numbers")
     from .train import train as run
     from .train_config import TrainConfig
     from .weights import load_model, save_weights
@@ -77,20 +72,18 @@ def train(data, val, out, device, resume, take_over, **settings) -> None:
     except MlicError as error:
         raise click.UsageError(str(error)) from None
     try:
-        config = TrainConfig(data=data, val=val, out=str(out), **settings)
-        trained = run(config, device=_device(device), resume=resume, take_over=take_over)
-        if trained is None:
-            click.echo(f"{out}: stopped; --resume goes on", err=True)
-            sys.exit(INTERRUPTED)
-        if int(os.environ.get("RANK", 0)) == 0:
-            target = out / f"{trained.config.name}.safetensors"
-            save_weights(target, trained.cpu(), half=True, notes={"training": config.told()})
-            click.echo(f"{target}: weights {trained.digest[:8].hex()}")
+        with reported(out):
+            config = TrainConfig(data=data, val=val, out=str(out), **settings)
+            trained = run(config, device=_device(device), resume=resume, take_over=take_over)
+            if trained is None:
+                click.echo(f"{out}: stopped; --resume goes on", err=True)
+                sys.exit(INTERRUPTED)
+            if int(os.environ.get("RANK", 0)) == 0:
+                target = out / f"{trained.config.name}.safetensors"
+                save_weights(target, trained.cpu(), half=True, notes={"training": config.told()})
+                click.echo(f"{target}: weights {trained.digest[:8].hex()}")
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except (MlicError, OSError) as error:
-        _fail(out, error)
-        sys.exit(1)
 
 
 @main.command("train-plot")
@@ -99,8 +92,5 @@ def train_plot(run) -> None:
     """Draw the logs of the run in folder RUN into RUN/run.png."""
     from .train_log import plot
 
-    try:
+    with reported(run):
         click.echo(plot(run))
-    except (MlicError, OSError) as error:
-        _fail(run, error)
-        sys.exit(1)

@@ -19,20 +19,8 @@ from torch import Tensor
 from .alpha import alpha_bytes
 from .coder import SymbolEncoder
 from .config import CONFIGS
-from .container import (
-    DIGEST_BYTES,
-    EXACT,
-    FLOAT,
-    GREY,
-    MAX_PIXELS,
-    MAX_SIDE,
-    NO_QUALITY,
-    RGB,
-    TILE_UNIT,
-    CodedTile,
-    MlicFile,
-)
-from .decoding import MAX_EXACT_TILE, arithmetic, decode_file, decode_picture, level_tensor, prior_row, synthesise
+from .container import DIGEST_BYTES, MAX_PIXELS, MAX_SIDE, NO_QUALITY, TILE_UNIT, CodedTile, MlicFile
+from .decoding import MAX_EXACT_TILE, arithmetic, decode_file, level_tensor, prior_row, synthesise
 from .errors import PictureError, WeightsError
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture
@@ -42,7 +30,6 @@ from .strategies import Estimate, Write
 from .tiles import Box, Progress, Workers, around, boxes, default_side
 from .weights import Model, all_weights, load_model
 
-__all__ = ["decode", "decode_file", "decode_picture", "encode", "encode_picture", "estimate_bytes", "model_for"]
 DEFAULT_QUALITY = 50
 FileSource = Union[bytes, str, os.PathLike, BinaryIO]
 
@@ -53,17 +40,6 @@ class Encoded:
 
     data: bytes
     reconstruction: np.ndarray | None = None
-
-
-def quality_to_code(quality: float, levels: int) -> int:
-    """Quality 1..100 -> level in 1/256, as stored in files.
-
-    >>> quality_to_code(1, 64), quality_to_code(100, 64)
-    (0, 16128)
-    """
-    if not (isinstance(quality, numbers.Real) and 1 <= quality <= 100):
-        raise ValueError(f"quality must be a number from 1 to 100, not {quality!r}")
-    return round((float(quality) - 1) / 99 * (levels - 1) * 256)
 
 
 def encode(
@@ -168,7 +144,7 @@ def encode_picture(
     def code_tile(box: Box) -> tuple[CodedTile, Tensor | None]:
         seen = around(model.config, box, whole)
         seen = seen.aligned(STRIDE) if search.passes else seen
-        x = _to_tensor(model, picture.pixels, seen)
+        x = to_tensor(model, picture.pixels, seen)
         y, z = search.latents(x, level, part=box, seen=seen, whole=whole)
         check_finite(y, z)
         symbols = SymbolEncoder(model.tables, prior_row(model, code))
@@ -188,9 +164,9 @@ def encode_picture(
     file = MlicFile(
         width=width,
         height=height,
-        colour=GREY if picture.grey else RGB,
+        grey=picture.grey,
         depth=16 if picture.pixels.dtype == np.uint16 else 8,
-        arithmetic=EXACT if exact else FLOAT,
+        exact=exact,
         quality=code,
         model=model.config.name,
         digest=model.digest[:DIGEST_BYTES],
@@ -217,7 +193,7 @@ def estimate_bytes(
     level, search = level_tensor(model, quality_code(model, quality)), Search(model, effort)
     whole = Box(0, 0, *picture.pixels.shape[:2])
     box = whole.aligned(STRIDE)
-    x = _to_tensor(model, picture.pixels, box)
+    x = to_tensor(model, picture.pixels, box)
     y, z = search.latents(x, level, part=box, seen=box, whole=whole)
     estimate = Estimate(y, z, model.config.slices, search.gaussian, noisy=False)
     arithmetic(model, exact).code(estimate, level)
@@ -225,14 +201,18 @@ def estimate_bytes(
 
 
 def quality_code(model: CompressionModel, quality: float | None) -> int:
-    if model.config.variable_rate:
-        return quality_to_code(DEFAULT_QUALITY if quality is None else quality, model.config.quality_levels)
-    if quality is not None:
-        raise ValueError(f"model {model.config.name!r} has one rate: quality cannot be chosen")
-    return NO_QUALITY
+    """Quality 1..100 -> level in 1/256, as stored in files; NO_QUALITY for a model with one rate."""
+    if not model.config.variable_rate:
+        if quality is not None:
+            raise ValueError(f"model {model.config.name!r} has one rate: quality cannot be chosen")
+        return NO_QUALITY
+    quality = DEFAULT_QUALITY if quality is None else quality
+    if not (isinstance(quality, numbers.Real) and 1 <= quality <= 100):
+        raise ValueError(f"quality must be a number from 1 to 100, not {quality!r}")
+    return round((float(quality) - 1) / 99 * (model.config.quality_levels - 1) * 256)
 
 
-def _to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box) -> Tensor:
+def to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box) -> Tensor:
     """A part of (H, W, 3) uint8 or uint16 -> (1, 3, h, w) float32 in 0..1; beyond the picture, which is padded right and
     bottom to multiples of 64, as the model's config says.
     """
@@ -240,12 +220,7 @@ def _to_tensor(model: CompressionModel, pixels: np.ndarray, part: Box) -> Tensor
     rows, columns = part.cut(whole).within(whole)
     values = np.ascontiguousarray(pixels[rows, columns], np.float32).transpose(2, 0, 1)[None]
     x = torch.from_numpy(values).to(model.prior.median.device).contiguous() / np.iinfo(pixels.dtype).max
-    return pad_to(model, x, part.size)
-
-
-def pad_to(model: CompressionModel, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), padded right and bottom as the model's config says."""
-    pad = (0, size[1] - x.shape[3], 0, size[0] - x.shape[2])
+    pad = (0, part.size[1] - x.shape[3], 0, part.size[0] - x.shape[2])
     return F.pad(x, pad, mode="replicate" if model.config.padding == "edge" else "constant")
 
 

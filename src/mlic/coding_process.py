@@ -21,80 +21,61 @@ WARM_UP = "warm-up"  # a file from a corner of the picture, coded first and not 
 WARM_UP_SIDE = 64
 
 
-class ModelCoder:
+Coder = tuple[Callable[[Picture, float | None], bytes], Callable[[bytes], np.ndarray]]  # what encodes, what decodes
+
+
+def model_coder(job: dict[str, Any]) -> Coder:
     """One of our models, set up as `mlic encode` does it."""
+    from .cli import _keep_freed_memory
 
-    def __init__(self, model: str, device: str, threads: int, effort: int) -> None:
-        from .cli import _keep_freed_memory
+    _keep_freed_memory()
+    import torch
 
-        _keep_freed_memory()
-        import torch
+    from .codec import decode_file, encode_picture
+    from .container import MlicFile
+    from .weights import load_model
 
-        from .weights import load_model
-
-        torch.set_num_threads(threads)
-        self.model, self.device, self.effort = model, device, effort
-        self.network = load_model(model, device=device)
-
-    def encode(self, picture: Picture, quality: float | None) -> bytes:
-        from .codec import encode_picture
-
-        return encode_picture(self.network, picture, quality, effort=self.effort).data
-
-    def decode(self, data: bytes) -> np.ndarray:
-        from .codec import decode_picture, model_for
-        from .container import MlicFile
-
-        file = MlicFile.from_bytes(data)
-        return decode_picture(model_for(file, self.model, self.device), file)
+    torch.set_num_threads(job["threads"])
+    network = load_model(job["name"], device=job["device"])
+    return (
+        lambda picture, quality: encode_picture(network, picture, quality, effort=job["effort"]).data,
+        lambda data: decode_file(network, MlicFile.from_bytes(data)).pixels,
+    )
 
 
-class PeerCoder:
+def peer_coder(job: dict[str, Any]) -> Coder:
     """Another codec. The picture's colour profile stays out of its files."""
+    from .peers import find_peer
 
-    def __init__(self, name: str, threads: int) -> None:
-        from .peers import find_peer
-
-        self.peer, self.threads = find_peer(name), threads
-
-    def encode(self, picture: Picture, quality: float | None) -> bytes:
-        return self.peer.encode(picture.pixels, quality, threads=self.threads)
-
-    def decode(self, data: bytes) -> np.ndarray:
-        return self.peer.decode(data, threads=self.threads)
+    peer, threads = find_peer(job["name"]), job["threads"]
+    return (
+        lambda picture, quality: peer.encode(picture.pixels, quality, threads=threads),
+        lambda data: peer.decode(data, threads=threads),
+    )
 
 
-def encode_files(coder: ModelCoder | PeerCoder, job: dict[str, Any]) -> list[dict[str, Any]]:
+def encode_files(encode: Callable, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Code the picture at each quality into `folder`/0, 1, ...; seconds from pixels to bytes in memory."""
-    picture, folder = read_pixels(job["picture"]), Path(job["folder"])
+    picture, folder, qualities = read_pixels(job["picture"]), Path(job["folder"]), job["qualities"]
     corner = Picture(np.ascontiguousarray(picture.pixels[:WARM_UP_SIDE, :WARM_UP_SIDE]))
     points = []
-    for name, source, quality in [(WARM_UP, corner, job["qualities"][0])] + [
-        (str(index), picture, quality) for index, quality in enumerate(job["qualities"])
-    ]:
-        data, report = _timed(lambda: coder.encode(source, quality))
-        if data is not None:
-            (folder / name).write_bytes(data)
+    for name, source, quality in [(WARM_UP, corner, qualities[0]), *((i, picture, q) for i, q in enumerate(qualities))]:
+        data, report = _timed(lambda: encode(source, quality))
+        (folder / str(name)).write_bytes(data or b"")  # nothing where it failed, which cannot be decoded either
         points.append(report)
     return points[1:]
 
 
-def decode_files(coder: ModelCoder | PeerCoder, job: dict[str, Any]) -> list[dict[str, Any]]:
+def decode_files(decode: Callable, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Decode each file of `folder` into an array beside it; seconds from bytes to pixels in memory."""
-    folder = Path(job["folder"])
-    if (folder / WARM_UP).exists():
-        _timed(lambda: coder.decode((folder / WARM_UP).read_bytes()))
-    points = []
-    for index in range(len(job["qualities"])):
-        if not (folder / str(index)).exists():
-            points.append({"error": "no file to decode"})
-            continue
-        data = (folder / str(index)).read_bytes()
-        pixels, report = _timed(lambda: coder.decode(data))
+    folder, points = Path(job["folder"]), []
+    for name in (WARM_UP, *range(len(job["qualities"]))):
+        data = (folder / str(name)).read_bytes()
+        pixels, report = _timed(lambda: decode(data))
         if pixels is not None:
-            np.save(folder / f"{index}.npy", pixels)
+            np.save(folder / f"{name}.npy", pixels)
         points.append(report)
-    return points
+    return points[1:]
 
 
 def peak_memory_mib() -> float | None:
@@ -125,16 +106,9 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
 
 def main() -> None:
     job = json.load(sys.stdin)
-    try:
-        if job["kind"] == "model":
-            coder: ModelCoder | PeerCoder = ModelCoder(job["name"], job["device"], job["threads"], job["effort"])
-        else:
-            coder = PeerCoder(job["name"], job["threads"])
-        points = (encode_files if job["task"] == "encode" else decode_files)(coder, job)
-        report = {"points": points, "peak_mib": peak_memory_mib()}
-    except MlicError as error:
-        report = {"error": str(error)}
-    json.dump(report, sys.stdout)
+    encode, decode = (model_coder if job["kind"] == "model" else peer_coder)(job)
+    points = encode_files(encode, job) if job["task"] == "encode" else decode_files(decode, job)
+    json.dump({"points": points, "peak_mib": peak_memory_mib()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from .bdrate import Delta, compare_curves
 from .errors import MlicError, ResultsError
@@ -13,6 +12,7 @@ from .published import Curve, dataset_of, datasets, published_curves
 from .results import Results, notes_on
 
 PUBLISHED = ("vtm-17.0", "mlic-published", "mlic+-published", "mlic++-published", "evc-ll", "hpcm-large")
+ENVIRONMENT = "{processor}, {cores} cores, {memory_gib} GiB, {system}, Python {python}, torch {torch}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ def compare(
         anchor=curves[anchor],
         dataset=dataset or f"{len(pictures)} pictures",
         pictures=len(pictures),
-        rows=tuple(sorted(rows, key=_order)),
+        rows=tuple(sorted(rows, key=lambda row: (row.rate is None, row.rate or 0.0))),
         notes=tuple(notes),
-        environments=tuple(dict.fromkeys(_environment(result) for result in results)),
+        environments=tuple(dict.fromkeys(ENVIRONMENT.format_map(result.environment) for result in results)),
     )
 
 
@@ -182,10 +182,6 @@ def _row(anchor: Curve, curve: Curve, *, alike: bool) -> Row:
         return Row(curve=curve, delta=None, problem=str(error))
 
 
-def _order(row: Row) -> tuple[bool, float]:
-    return row.rate is None, row.rate or 0.0
-
-
 def _pictures(results: Sequence[Results]) -> dict[str, str]:
     """Name and digest of the pictures that all results were asked to measure."""
     first: dict[str, str] = {}
@@ -257,14 +253,6 @@ def _measured_curve(name: str, group: Sequence[Results]) -> Curve:
         disturbed=any(result.disturbed for result in group),
         settings=settings,
         notes=tuple(dict.fromkeys(n for r in group for n in notes_on(r) if not n.startswith("times"))),
-    )
-
-
-def _environment(result: Results) -> str:
-    facts: dict[str, Any] = result.environment
-    return (
-        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}, "
-        f"Python {facts['python']}, torch {facts['torch']}"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 ANCHOR, NON_ANCHOR = True, False
 PAPERS_LAMBDAS = (0.0018, 0.0483)  # the first and the last of the six that the papers' models are trained for
@@ -65,16 +65,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on values no builder knows: a config may come from a file."""
-        choices = {
-            "transform": ("residual", "patch"),
-            "activation": ("gelu", "relu", "leaky"),
-            "local": ("conv", "window", "conv3"),
-            "scale_form": ("linear", "log"),
-            "padding": ("zero", "edge"),
-        }
-        for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
+        for field, hint in get_type_hints(ModelConfig).items():
+            if get_origin(hint) is Literal and getattr(self, field) not in get_args(hint):
+                raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(get_args(hint))}")
         sizes = [self.width, self.z_channels, self.phi_h_channels, *self.slices, *self.channel_hidden]
         sizes += [*self.parameters_hidden, *self.lrp_hidden, *self.lrp_kernels]
         optional = [self.coarse_width, *self.depth, self.step_hidden, self.quality_levels]

@@ -14,9 +14,7 @@ from .errors import DamagedFile, PictureError, UnsupportedFile, WeightsError
 SIGNATURE = b"\x93MLIC"
 VERSION = 1
 NO_QUALITY = 0xFFFF
-GREY, RGB = 0, 1
-SIXTEEN = 2  # added to the colour of a picture with 16 bits per channel
-FLOAT, EXACT = 0, 1  # arithmetic of everything that decides a table row
+SIXTEEN = 2  # added to the colour, 0 grey or 1 RGB, of a picture with 16 bits per channel
 MAX_SIDE = 1 << 16
 MAX_PIXELS = 1 << 27
 MAX_ANCILLARY = 1 << 26
@@ -47,9 +45,9 @@ class MlicFile:
 
     width: int
     height: int
-    colour: int  # GREY or RGB
+    grey: bool  # or RGB
     depth: int = 8  # bits per channel, 8 or 16
-    arithmetic: int  # FLOAT or EXACT
+    exact: bool  # arithmetic of everything that decides a table row; otherwise float
     quality: int
     model: str
     digest: bytes  # first 8 bytes of the SHA-256 of the model's weights
@@ -65,8 +63,8 @@ class MlicFile:
         """Raises WeightsError for a model's name no file can hold, PictureError for giant metadata."""
         if not self.model.isprintable() or len(name := self.model.encode()) > MAX_NAME:
             raise WeightsError(f"the model's name must be printable, at most {MAX_NAME} bytes: {self.model[:40]!r}")
-        colour = self.colour + (SIXTEEN if self.depth == 16 else 0)
-        head = _HEAD.pack(self.width, self.height, colour, self.arithmetic, self.quality, len(name)) + name + self.digest
+        colour = (not self.grey) + (SIXTEEN if self.depth == 16 else 0)
+        head = _HEAD.pack(self.width, self.height, colour, self.exact, self.quality, len(name)) + name + self.digest
         parts = [SIGNATURE, bytes([VERSION]), _chunk("HEAD", head)]
         for (kind, what), content in zip(ANCILLARY.items(), (self.icc, self.exif, self.xmp)):
             if content and len(content) > MAX_ANCILLARY:
@@ -108,9 +106,9 @@ class MlicFile:
             raise DamagedFile(f"the picture has no pixels ({width}x{height})")
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             raise UnsupportedFile(f"{width}x{height} pixels; this mlic reads up to {MAX_PIXELS >> 20} Mi, {MAX_SIDE} a side")
-        if colour not in (GREY, RGB, GREY + SIXTEEN, RGB + SIXTEEN):
+        if colour > 1 + SIXTEEN:
             raise UnsupportedFile(f"colour type {colour}; this mlic reads grey and RGB of 8 and 16 bits (0 to 3)")
-        if arithmetic not in (FLOAT, EXACT):
+        if arithmetic > 1:
             raise UnsupportedFile(f"arithmetic {arithmetic}, which this mlic does not know: try a newer one")
         try:
             model = head[_HEAD.size : _HEAD.size + name_bytes].decode()
@@ -124,9 +122,9 @@ class MlicFile:
         return cls(
             width=width,
             height=height,
-            colour=colour % SIXTEEN,
+            grey=colour % SIXTEEN == 0,
             depth=16 if colour >= SIXTEEN else 8,
-            arithmetic=arithmetic,
+            exact=arithmetic == 1,
             quality=quality,
             model=model,
             digest=head[_HEAD.size + name_bytes :],

@@ -12,17 +12,14 @@ from torch import Tensor, nn
 
 from .checkerboard import THIRD, Step, even_anchors, keep, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, AttentionConfig
-from .layers import activation, conv
+from .layers import activated, conv
 
 
 class ConvStack(nn.Sequential):
     """Convolutions with an activation between each two: the channel context, LRP, entropy and local conv nets."""
 
     def __init__(self, *channels: int, kernels: tuple[int, ...], act: str) -> None:
-        layers: list[nn.Module] = []
-        for i, kernel in enumerate(kernels):
-            layers += [conv(channels[i], channels[i + 1], kernel=kernel), activation(act)]
-        super().__init__(*layers[:-1])
+        super().__init__(*activated([conv(a, b, kernel=kernel) for a, b, kernel in zip(channels, channels[1:], kernels)], act))
 
 
 class AnchorSteps(nn.Module):
@@ -80,20 +77,15 @@ class Projection(nn.Sequential):
     """conv1x1 then depthwise conv3x3: one of an attention's queries, keys, values."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(conv(inputs, outputs, kernel=1), nn.Conv2d(outputs, outputs, 3, 1, 1, groups=outputs))
+        super().__init__(conv(inputs, outputs, kernel=1), conv(outputs, outputs, groups=outputs))
 
 
 class DepthwiseMLP(nn.Sequential):
     """conv1x1, act, depthwise conv3x3, act, conv1x1."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, act: str) -> None:
-        super().__init__(
-            conv(inputs, hidden, kernel=1),
-            activation(act),
-            nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden),
-            activation(act),
-            conv(hidden, outputs, kernel=1),
-        )
+        layers = [conv(inputs, hidden, kernel=1), conv(hidden, hidden, groups=hidden), conv(hidden, outputs, kernel=1)]
+        super().__init__(*activated(layers, act))
 
 
 class IntraSliceContext(nn.Module):

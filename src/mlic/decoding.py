@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .alpha import alpha_from_bytes, reduce_alpha
 from .coder import SymbolDecoder
-from .container import EXACT, FLOAT, GREY, NO_QUALITY, CodedTile, MlicFile
+from .container import NO_QUALITY, CodedTile, MlicFile
 from .errors import DamagedFile, UnsupportedFile, WeightsError
 from .exact import LONGEST, exact_twin
 from .model import STRIDE, CompressionModel
@@ -22,11 +22,6 @@ from .tiles import LATENT, Box, Progress, Workers, around, boxes, gather
 
 MAX_EXACT_TILE = LONGEST * LATENT**2  # pixels
 FEWEST = 8  # bytes of a stream that ends early, with which not one batch of symbols can be decoded
-
-
-def decode_picture(model: CompressionModel, file: MlicFile) -> np.ndarray:
-    """-> (height, width, 3) uint8 or uint16. Raises DamagedFile when the symbols fail the file's checksum."""
-    return decode_file(model, file).pixels
 
 
 @torch.inference_mode()
@@ -57,11 +52,11 @@ def decode_file(
     pixels = np.empty((*(-(-side // scale) for side in wanted.size), 3), np.uint16 if file.depth == 16 else np.uint8)
     y_hats: dict[Box, Tensor] = {}
     lacking: dict[Box, int] = {}  # tiles of which some is missing: how many batches were decoded
-    coding = arithmetic(model, file.arithmetic == EXACT)
+    coding = arithmetic(model, file.exact)
     alpha = None
     if file.alpha is not None:
         alpha = alpha_from_bytes(file.alpha, file.width, file.height, file.depth)[wanted.within(whole)]
-    one_of = len(tiles) if file.arithmetic == FLOAT else 0  # another number of threads may give other symbols
+    one_of = 0 if file.exact else len(tiles)  # another number of threads may give other symbols
     with Workers(len(needed), model.prior.median.device, progress, one_of=one_of) as workers:
         for top in sorted({box.top for box in needed if box.meets(wanted)}):
             row = [box.cut(wanted) for box in needed if box.top == top and box.meets(wanted)]  # what to give of each tile
@@ -83,7 +78,7 @@ def decode_file(
     _mark(pixels, [box.cut(wanted) for box in lost if box.meets(wanted)], wanted, scale)
     alpha = None if alpha is None else reduce_alpha(alpha, scale)
     notes = _missing(list(lacking.values()), len(needed), model.config.symbol_batches) if file.truncated else ()
-    return Picture(pixels, file.colour == GREY, alpha, file.icc, file.exif, file.xmp, notes)
+    return Picture(pixels, file.grey, alpha, file.icc, file.exif, file.xmp, notes)
 
 
 def _decode_tile(
@@ -189,7 +184,7 @@ def check_plausible(model: CompressionModel, file: MlicFile, tile: CodedTile, bo
     least = model.tables.prior.least_bits(prior_row(model, file.quality), model.config.z_channels)
     if not tile.cut and 8 * len(tile.stream) + 64 < positions * least:
         raise DamagedFile(f"{len(tile.stream)} bytes are too few for {file.width}x{file.height} pixels")
-    if file.arithmetic == EXACT and positions * STRIDE**2 > MAX_EXACT_TILE:
+    if file.exact and positions * STRIDE**2 > MAX_EXACT_TILE:
         raise UnsupportedFile(f"a tile of more than {MAX_EXACT_TILE >> 20} Mi pixels cannot be decoded exactly")
 
 

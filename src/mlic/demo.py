@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,20 +44,12 @@ def run_demo(
     keep: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Compress a picture with mlic and, at the nearest size each can reach, with JPEG, WebP and AVIF.
+    """Compress a picture, (H, W, 3) uint8, with mlic and, at the nearest size each can reach, with JPEG, WebP and AVIF.
 
-    For every quality the rows are mlic's and then one per other codec. The other codecs' quality is the one whose file
-    is nearest in size to mlic's: compare the bytes before the dB, for at the ends of its range a codec may have
-    nothing near. Their settings are those of `mlic eval`, for JPEG the better of 4:4:4 and 4:2:0. One untimed run
-    comes first, so that mlic's times do not include loading the model.
-
-    Args:
-        original: (H, W, 3) uint8, RGB; at least 161 pixels a side to have MS-SSIM.
-        qualities: mlic's qualities to try.
-        model: name of the mlic model.
-        keep: the one of them whose rows keep their pixels.
-        progress: called with a line of text before each quality, and once for each codec that is skipped because this
-            Pillow cannot write it.
+    For every quality the rows are mlic's and then one per other codec. Compare the bytes before the dB, for at the ends of
+    its range a codec may have nothing near. The others' settings are those of `mlic eval`, for JPEG the better of 4:4:4
+    and 4:2:0. One untimed run comes first, so that mlic's times do not include loading the model. Rows of the quality
+    `keep` keep their pixels. `progress` is told a line before each quality, and one for each codec that cannot run here.
     """
     say, missing = progress or (lambda line: None), _missing()
     for reason in missing.values():
@@ -108,25 +101,11 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def comparison_picture(original: np.ndarray, rows: Sequence[Row], *, crop: int = 256, scale: int = 2) -> Image.Image:
-    """Put the same crop side by side: the original, then JPEG, WebP, AVIF and mlic at nearly one file size.
+    """The same crop side by side, an RGB image: the original, then JPEG, WebP, AVIF and mlic at nearly one file size.
 
-    The bytes and PSNR on the labels are the whole picture's. The crop is where the picture has the most texture
-    throughout, and is the whole picture where that is smaller than the crop.
-
-    Args:
-        original: (H, W, 3) uint8, RGB.
-        rows: `run_demo`'s of one quality, with their pixels.
-        crop: side of the crop in pixels, at least 1.
-        scale: whole factor, at least 1, by which pixels are repeated to enlarge the crop.
-
-    Returns:
-        An RGB image, one panel per codec in a row.
-
-    Raises:
-        ValueError: crop or scale is below 1.
+    `rows` are `run_demo`'s of one quality, with their pixels. Bytes and PSNR on the labels are the whole picture's. The
+    crop, at most `crop` pixels a side and shown `scale` times as large, is where the picture has the most texture.
     """
-    if crop < 1 or scale < 1:
-        raise ValueError(f"crop and scale must be at least 1, got crop={crop}, scale={scale}")
     ours, *others = rows
     panels = [("original", f"{original.nbytes:,} bytes raw", original)]
     panels += [(c.codec, f"{c.bytes:,} bytes   {c.psnr:.2f} dB", c.pixels) for c in (*others, ours)]
@@ -156,24 +135,26 @@ def _missing() -> dict[str, str]:
     return {codec: reason for codec, peers in _RIVALS.items() for name in peers if (reason := PEERS[name].missing())}
 
 
-def _row(codec: str, setting: str, original: np.ndarray, data: bytes, pixels: np.ndarray, *times: float) -> Row:
-    """`times`: before encoding, after it, after decoding."""
+def _row(codec: str, setting: str, original: np.ndarray, encode: Callable, decode: Callable) -> Row:
+    """`encode()` gives a file's bytes, `decode(data)` their pixels."""
+    start = time.perf_counter()
+    data = encode()
+    encoded = time.perf_counter()
+    pixels = decode(data)
+    decoded = time.perf_counter()
     height, width = original.shape[:2]
     similarity = ms_ssim(original, pixels) if min(height, width) >= MS_SSIM_MIN_SIDE else None
-    error, (start, encoded, decoded) = psnr(original, pixels), times
-    bpp = 8 * len(data) / (height * width)
+    bpp, error = 8 * len(data) / (height * width), psnr(original, pixels)
     return Row(codec, setting, len(data), bpp, error, similarity, encoded - start, decoded - encoded, pixels)
 
 
 def _code_mlic(original: np.ndarray, quality: int, model: str) -> Row:
     import mlic
 
-    start = time.perf_counter()
-    data = mlic.encode(original, quality=quality, model=model)
-    encoded = time.perf_counter()
-    pixels = np.asarray(mlic.decode(data, model).convert("RGB"))
-    decoded = time.perf_counter()
-    return _row("mlic", f"q{quality} {model}", original, data, pixels, start, encoded, decoded)
+    encode = functools.partial(mlic.encode, original, quality=quality, model=model)
+    return _row(
+        "mlic", f"q{quality} {model}", original, encode, lambda data: np.asarray(mlic.decode(data, model).convert("RGB"))
+    )
 
 
 def _code_nearest(original: np.ndarray, codec: str, target: int) -> Row:
@@ -181,13 +162,9 @@ def _code_nearest(original: np.ndarray, codec: str, target: int) -> Row:
     threads, candidates = cores(), []
     for peer in (PEERS[name] for name in _RIVALS[codec]):
         quality, _ = nearest_in_size(peer, original, target, threads=threads)
-        start = time.perf_counter()
-        data = peer.encode(original, quality, threads=threads)
-        encoded = time.perf_counter()
-        pixels = peer.decode(data, threads=threads)
-        decoded = time.perf_counter()
         setting = f"q{quality:g} {peer.settings().get('subsampling', '')}".strip()
-        candidates.append(_row(codec, setting, original, data, pixels, start, encoded, decoded))
+        encode = functools.partial(peer.encode, original, quality, threads=threads)
+        candidates.append(_row(codec, setting, original, encode, functools.partial(peer.decode, threads=threads)))
     # At the ends of the quality range one of the peers may be far from the target; it must not win by being larger.
     slack = max(target // 20, min(abs(c.bytes - target) for c in candidates))
     return max((c for c in candidates if abs(c.bytes - target) <= slack), key=lambda c: c.psnr)

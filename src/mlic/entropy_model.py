@@ -5,8 +5,6 @@ Estimating a rate, encoding and decoding are strategies (strategies.py) handed t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,9 +12,7 @@ from torch import Tensor, nn
 from .checkerboard import FIRST, SECOND, THIRD, Step, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, ModelConfig
 from .context import AnchorSteps, ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
-
-if TYPE_CHECKING:
-    from .strategies import Strategy
+from .strategies import Strategy
 
 
 class Settle(nn.Module):

@@ -110,23 +110,13 @@ def evaluate(
     force: bool = False,
     progress: Callable[[dict[str, Any], bool], None] = lambda picture, known: None,
 ) -> Results:
-    """Measure a codec on pictures and return what a results file holds.
+    """Measure a codec (from `model_codec` or `peer_codec`) on pictures of different file names: what a results file holds.
 
-    With an `output`, it is written after every picture, and pictures already in it are not measured again; failed ones
-    are. Times count as disturbed with several `jobs`, and where the machine was busy at the start.
-
-    Args:
-        paths: pictures, of different file names.
-        codec, run: from `model_codec` or `peer_codec`.
-        qualities: in the codec's own unit; (None,) for a model of one rate.
-        output: the results file.
-        threads: for the codec, where it can be told.
-        jobs: pictures at once.
-        force: start the results file afresh.
-        progress: called with each picture's entry, and whether it was found in the file.
-
-    Raises:
-        ResultsError: the file holds other settings, another version, or pictures that are not among `paths`.
+    `qualities` are in the codec's own unit, (None,) for a model of one rate; `jobs` pictures are measured at once. With an
+    `output`, it is written after every picture, and pictures already in it are not measured again; failed ones are, and
+    `force` starts it afresh. `progress` gets each picture's entry, and whether it was found in the file. Times count as
+    disturbed with several `jobs`, and where the machine was busy at the start. Raises ResultsError where the file holds
+    other settings, another version, or pictures that are not among `paths`.
     """
     results = Results(
         codec=codec,
@@ -146,22 +136,17 @@ def evaluate(
             raise ResultsError(f"{output} holds {strangers[0]}, which is not among the inputs; -f starts afresh")
 
     entries = dict(done)
-
-    def keep(entry: dict[str, Any]) -> None:
-        entries[entry["picture"]] = entry
-        results.pictures = [entries[path.name] for path in paths if path.name in entries]
-        if output:
-            results.save(output)
-        progress(entry, entry is done.get(entry["picture"]))
-
-    def work(path: Path) -> dict[str, Any]:
-        return measure_picture(path, run, qualities=qualities, threads=threads, done=done.get(path.name))
-
+    settings = {"qualities": qualities, "threads": threads}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, path) for path in paths]
+        futures = [pool.submit(measure_picture, path, run, done=done.get(path.name), **settings) for path in paths]
         try:
             for future in concurrent.futures.as_completed(futures):
-                keep(future.result())
+                entry = future.result()
+                entries[entry["picture"]] = entry
+                results.pictures = [entries[path.name] for path in paths if path.name in entries]
+                if output:
+                    results.save(output)
+                progress(entry, entry is done.get(entry["picture"]))
         finally:
             pool.shutdown(cancel_futures=True)
     return results

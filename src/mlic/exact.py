@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -29,36 +30,25 @@ HEADROOM = 2.0 ** (53 - FRACTION - WEIGHT_FRACTION)  # what a convolution's sums
 LONGEST = 1 << 17  # positions an attention may sum over
 NORM_LIMIT = 2.0**8  # LayerNorm's input: its sums of squares must stay exact
 
+_making = threading.Lock()  # threads that begin together make a twin once
 
-class _Table(nn.Module):
-    """A function looked up at grid points; inputs beyond the table take its ends."""
 
-    NAME, LOW, HIGH = "", -8.0, 8.0
+class Table(nn.Module):
+    """A function of grid.py, looked up at grid points; inputs beyond the table take its ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, low: float = -8.0, high: float = 8.0) -> None:
         super().__init__()
-        self.register_buffer("values", torch.from_numpy(function_table(self.NAME)))
+        self.low, self.high = low, high
+        self.register_buffer("values", torch.from_numpy(function_table(name)))
 
     def forward(self, x: Tensor) -> Tensor:
-        index = x.clamp(self.LOW, self.HIGH).sub_(self.LOW).mul_(2.0**FRACTION).int()
+        index = x.clamp(self.low, self.high).sub_(self.low).mul_(2.0**FRACTION).int()
         return self.values.index_select(0, index.flatten()).view(x.shape)
 
 
-class ExactGELU(_Table):
-    NAME = "gelu"
-
+class ExactGELU(Table):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x >= self.HIGH, x, super().forward(x))
-
-
-class ExactHalfTanh(_Table):
-    NAME = "half_tanh"
-
-
-class ExactExp(_Table):
-    """exp of values <= 0; below -16 it is zero."""
-
-    NAME, LOW, HIGH = "exp", -16.0, 0.0
+        return torch.where(x >= self.high, x, super().forward(x))
 
 
 def _weights(module: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
@@ -223,7 +213,7 @@ class _ExactAttention(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.heads = getattr(module, "heads", None)
-        self.exp = ExactExp()
+        self.exp = Table("exp", -16.0, 0.0)  # of values <= 0; below -16 it is zero
 
     def softmax_sums(self, scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """exp(scores - max) on the grid, and its sum."""
@@ -291,8 +281,8 @@ REPLACEMENTS = {
     nn.Linear: ExactLinear,
     nn.LayerNorm: ExactLayerNorm,
     nn.LeakyReLU: ExactLeakyReLU,
-    nn.GELU: lambda _: ExactGELU(),
-    HalfTanh: lambda _: ExactHalfTanh(),
+    nn.GELU: lambda _: ExactGELU("gelu"),
+    HalfTanh: lambda _: Table("half_tanh"),
     Settle: lambda _: ExactSettle(),
     SoftmaxAttention: ExactSoftmaxAttention,
     LinearAttention: ExactLinearAttention,
@@ -332,16 +322,17 @@ def exact_twin(model: CompressionModel) -> CompressionModel:
 
     Raises ValueError when the weights are too large for exact sums.
     """
-    twin, device = model.__dict__.get("_exact_twin"), model.prior.median.device
-    if twin is None or twin.prior.median.device != device:
-        twin = copy.copy(model)
-        twin._modules = dict(model._modules)
-        twin.h_s, twin.entropy_model = make_exact(model.h_s), make_exact(model.entropy_model)
-        twin.prior = copy.copy(model.prior)
-        twin.prior._parameters = {"median": nn.Parameter(to_grid(model.prior.median.double()), requires_grad=False)}
-        if model.gains is not None:
-            twin.gains = copy.copy(model.gains)
-            twin.gains._modules = {**model.gains._modules, "phi_h": ExactLevelTable(model.gains.phi_h)}
-        twin.to(device)
-        model.__dict__["_exact_twin"] = twin
+    with _making:
+        twin, device = model.__dict__.get("_exact_twin"), model.prior.median.device
+        if twin is None or twin.prior.median.device != device:
+            twin = copy.copy(model)
+            twin._modules = dict(model._modules)
+            twin.h_s, twin.entropy_model = make_exact(model.h_s), make_exact(model.entropy_model)
+            twin.prior = copy.copy(model.prior)
+            twin.prior._parameters = {"median": nn.Parameter(to_grid(model.prior.median.double()), requires_grad=False)}
+            if model.gains is not None:
+                twin.gains = copy.copy(model.gains)
+                twin.gains._modules = {**model.gains._modules, "phi_h": ExactLevelTable(model.gains.phi_h)}
+            twin.to(device)
+            model.__dict__["_exact_twin"] = twin
     return twin

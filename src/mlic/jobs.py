@@ -107,18 +107,16 @@ def _hearing() -> Iterator[None]:
 def _code(task: Task, job: Job, progress: Progress | None = None) -> tuple[Outcome, bytes]:
     """-> (outcome so far, what to write). Exceptions that are nobody's input's fault come through."""
     started = time.perf_counter()
-    outcome = Outcome(job)
     _heard.notes = []
     try:
         data = sys.stdin.buffer.read() if str(job.source) == "-" else job.source.read_bytes()
-        outcome = dataclasses.replace(outcome, bytes_in=len(data))
         coded = task(data, job.extension, progress)
     except (MlicError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's way to say it
             raise
-        return dataclasses.replace(outcome, error=reason(error)), b""
+        return Outcome(job, reason(error)), b""
     seconds, notes = time.perf_counter() - started, (*coded.notes, *_heard.notes)
-    outcome = dataclasses.replace(outcome, notes=notes, detail=coded.detail, pixels=coded.pixels, seconds=seconds)
+    outcome = Outcome(job, notes=notes, detail=coded.detail, bytes_in=len(data), pixels=coded.pixels, seconds=seconds)
     return outcome, coded.data
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+def conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
 
 
 def subpel(inputs: int, outputs: int, *, kernel: int = 3) -> nn.Sequential:
@@ -24,6 +24,12 @@ LEAK = 1 / 8  # slope of "leaky" below zero: a power of two, for exact arithmeti
 
 def activation(name: str) -> nn.Module:
     return {"gelu": nn.GELU, "relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(LEAK)}[name]()
+
+
+def activated(layers: list[nn.Module], act: str) -> nn.Sequential:
+    """Layers with an activation between each two."""
+    spaced = [module for layer in layers for module in (layer, activation(act))]
+    return nn.Sequential(*spaced[:-1])
 
 
 def float32_region(x: Tensor) -> contextlib.AbstractContextManager:
@@ -128,14 +134,8 @@ class ResidualBlockUp(nn.Module):
         return self.igdn(self.conv(self.act(self.subpel(x)))) + self.skip(x)
 
 
-class PlainBlock(nn.Module):
-    """The residual block of `fast`: conv3x3, GELU, conv3x3, added to its input. No activation after the sum."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = conv(channels, channels)
-        self.act = nn.GELU()
-        self.conv2 = conv(channels, channels)
+class PlainBlock(ResidualBlock):
+    """The residual block of `fast`: no activation after the second convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.act(self.conv1(x)))

@@ -19,24 +19,12 @@ MS_SSIM_MIN_SIDE = (_TAPS - 1) * 2 ** (len(_WEIGHTS) - 1) + 1
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two 8-bit pictures, in dB (higher is better).
-
-    One mean squared error is taken over all pixels and all channels together.
-
-    Args:
-        a, b: uint8 arrays of the same shape (height, width, channels).
-
-    Returns:
-        ``10 log10(255^2 / mse)``, at least 0; ``inf`` when the pictures are equal.
-
-    Raises:
-        ValueError: the arrays differ in shape, are empty, or are not HWC uint8.
+    """Peak signal-to-noise ratio in dB of two (H, W, C) uint8 pictures, of one mean squared error over pixels and channels;
+    `inf` where they are equal. Raises ValueError where shapes or types do not fit.
 
     >>> grey = np.full((4, 4, 3), 100, np.uint8)
     >>> round(psnr(grey, grey + 1), 2)
     48.13
-    >>> psnr(grey, grey)
-    inf
     """
     _check_pictures(a, b)
     mse = float(np.mean(np.square(a.astype(np.float32) - b), dtype=np.float64))
@@ -44,20 +32,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Multi-scale structural similarity of two 8-bit pictures (higher is better).
+    """Multi-scale structural similarity of two (H, W, C) uint8 pictures, in 0..1; 1 means equal.
 
     Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment" (Asilomar 2003), with
-    the paper's five scales and weights, an 11-tap Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, a data range of
-    255, and the mean of the channels' values as the picture's.
-
-    Args:
-        a, b: uint8 arrays of the same shape (height, width, channels), each side at least ``MS_SSIM_MIN_SIDE``.
-
-    Returns:
-        A value in 0..1; 1 means equal.
-
-    Raises:
-        ValueError: the arrays differ in shape, are not HWC uint8, or are too small for five scales.
+    the paper's five scales and weights, an 11-tap Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, and the mean of
+    the channels' values as the picture's. Raises ValueError where shapes or types do not fit, or a side is too small.
 
     >>> rows = np.tile(np.arange(176, dtype=np.uint8)[:, None, None], (1, 176, 3))
     >>> round(ms_ssim(rows, rows), 6), ms_ssim(rows, rows // 16 * 16) < 0.99
@@ -74,21 +53,11 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ms_ssim_tensor(x: Tensor, y: Tensor, data_range: float) -> Tensor:
-    """Differentiable MS-SSIM of two batches, with the parameters of `ms_ssim`.
+    """Differentiable MS-SSIM of two float (B, C, H, W) batches: a scalar, the mean over batch and channels. `data_range` is
+    the largest minus the smallest value a pixel can take. Parameters and errors are those of `ms_ssim`.
 
     It is computed in at least float32, whatever the autocast mode. A channel that is anticorrelated at some scale
     counts as 0 and passes no gradient.
-
-    Args:
-        x, y: float tensors of the same shape (batch, channels, height, width), each side at least
-            ``MS_SSIM_MIN_SIDE``.
-        data_range: largest minus smallest value a pixel can take, such as 1.0 or 255.0.
-
-    Returns:
-        A scalar tensor, the mean over batch and channels; use ``1 - ms_ssim_tensor(...)`` as a loss.
-
-    Raises:
-        ValueError: the shapes differ, are not BCHW, or are too small for five scales.
     """
     import torch
     import torch.nn.functional as F
@@ -96,10 +65,7 @@ def ms_ssim_tensor(x: Tensor, y: Tensor, data_range: float) -> Tensor:
     if x.shape != y.shape or x.ndim != 4:
         raise ValueError(f"need two BCHW tensors of one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     if min(x.shape[-2:]) < MS_SSIM_MIN_SIDE:
-        raise ValueError(
-            f"MS-SSIM needs both sides to be at least {MS_SSIM_MIN_SIDE} pixels, "
-            f"got {x.shape[-2]} x {x.shape[-1]} (height x width); use PSNR for smaller pictures"
-        )
+        raise ValueError(f"MS-SSIM needs sides of at least {MS_SSIM_MIN_SIDE} pixels, got {x.shape[-2]} x {x.shape[-1]}")
     if not x.is_floating_point() or not y.is_floating_point():
         raise ValueError(f"need float tensors, got {x.dtype} and {y.dtype}; convert with .float()")
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)

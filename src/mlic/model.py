@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,17 +13,8 @@ from .config import CONFIGS, ModelConfig
 from .entropy_model import MultiReferenceEntropyModel
 from .prior import FactorizedPrior, GaussianPrior, LevelTable
 from .strategies import Estimate, Strategy
-from .transforms import (
-    PatchAnalysis,
-    PatchSynthesis,
-    ResidualAnalysis,
-    ResidualSynthesis,
-    hyper_analysis,
-    hyper_synthesis,
-)
-
-if TYPE_CHECKING:
-    from .tables import CodingTables
+from .tables import CodingTables
+from .transforms import PatchAnalysis, PatchSynthesis, ResidualAnalysis, ResidualSynthesis, hyper_analysis, hyper_synthesis
 
 T = TypeVar("T", float, Tensor)
 STRIDE = 64  # of z: pictures are padded to a multiple of it

@@ -49,58 +49,44 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
 
 
-class Bucket:
-    """Matrices of similar shapes, each lying down and filled up with zeros: (n, short, long), so that one product serves
-    all of them.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], short: int, long: int) -> None:
-        self.parameters, self.shape = parameters, (len(parameters), short, long)
-
-    @staticmethod
-    def of(parameter: nn.Parameter) -> tuple[int, int]:
-        """The (short, long) of the bucket a parameter belongs to."""
-        short, long = sorted(parameter.flatten(1).shape)
-        steps = (n for power in itertools.count() for n in (384 << 2 * power, 1152 << 2 * power, 2304 << 2 * power))
-        return -(-short // 128) * 128, next(n for n in steps if n >= long)
-
-    def views(self, filled: Tensor) -> list[Tensor]:
-        """A tensor of the bucket's shape -> each parameter's part of it, in the shape of `channels_last(parameter)`."""
-        parts = []
-        for matrix, p in zip(filled, self.parameters):
-            rows, columns = p.flatten(1).shape
-            part = matrix[:rows, :columns] if rows <= columns else matrix[:columns, :rows].mT
-            parts.append(part.unflatten(1, channels_last(p).shape[1:]))
-        return parts
+def padded(parameter: nn.Parameter) -> tuple[int, int]:
+    """The (short, long) to which a parameter's matrix, lying down, is filled up with zeros; similar ones have the same."""
+    short, long = sorted(parameter.flatten(1).shape)
+    steps = (n for power in itertools.count() for n in (384 << 2 * power, 1152 << 2 * power, 2304 << 2 * power))
+    return -(-short // 128) * 128, next(n for n in steps if n >= long)
 
 
 class Layout:
-    """The buckets of a group of parameters as one vector, so that few kernels take gradients into it and steps out."""
+    """The padded matrices of a group of parameters as one vector, so that few kernels take gradients into it and steps out;
+    those of one size lie together, (n, short, long), and one product serves all of them.
+    """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        in_order = sorted(parameters, key=Bucket.of)
-        self.buckets = [Bucket(list(same), *size) for size, same in itertools.groupby(in_order, key=Bucket.of)]
-        self.parameters = [p for bucket in self.buckets for p in bucket.parameters]
+        self.parameters = sorted(parameters, key=padded)
+        self.shapes = [(len(list(same)), *size) for size, same in itertools.groupby(self.parameters, key=padded)]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
         device, counts = parameters[0].device, [p.numel() for p in self.parameters]
-        self.sizes = [math.prod(bucket.shape) for bucket in self.buckets]
         places = torch.arange(sum(self.sizes), device=device)
         self.source = torch.full_like(places, sum(counts))  # of each element, in the gradients; past their end: nothing
         for view, numbers in zip(self.views(self.source), torch.arange(sum(counts), device=device).split(counts)):
             view.copy_(numbers.view(view.shape))
         self.place = torch.cat([view.flatten() for view in self.views(places)])  # of each element of the gradients
         self.momentum = torch.zeros(len(places), device=device)
-        self.factors = [
-            torch.tensor([max(p.flatten(1).shape) ** 0.5 for p in bucket.parameters], device=device)[:, None, None]
-            for bucket in self.buckets
-        ]
+        factors = torch.tensor([max(p.flatten(1).shape) ** 0.5 for p in self.parameters], device=device)[:, None, None]
+        self.factors = factors.split([number for number, _, _ in self.shapes])
 
     def filled(self, vector: Tensor) -> list[Tensor]:
-        """The vector -> (n, short, long) of each bucket, as views."""
-        return [part.view(bucket.shape) for part, bucket in zip(vector.split(self.sizes), self.buckets)]
+        """The vector -> (n, short, long) for each size, as views."""
+        return [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes)]
 
     def views(self, vector: Tensor) -> list[Tensor]:
-        """The vector -> the views of all buckets, in the order of `parameters`."""
-        return [view for bucket, filled in zip(self.buckets, self.filled(vector)) for view in bucket.views(filled)]
+        """The vector -> each parameter's part of it, in the shape of `channels_last(parameter)`."""
+        parts = []
+        for matrix, p in zip(itertools.chain(*self.filled(vector)), self.parameters):
+            rows, columns = p.flatten(1).shape
+            part = matrix[:rows, :columns] if rows <= columns else matrix[:columns, :rows].mT
+            parts.append(part.unflatten(1, channels_last(p).shape[1:]))
+        return parts
 
     def gradient(self) -> Tensor:
         flat = [channels_last(p.grad).flatten() for p in self.parameters]

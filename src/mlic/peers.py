@@ -60,8 +60,11 @@ class PillowPeer:
 
     def encode(self, pixels: np.ndarray, quality: float, *, threads: int = 1) -> bytes:
         """(H, W, 3) uint8 -> the file's bytes."""
-        self._prepare()
-        options: dict[str, object] = {**self.options, self.quality_option: self._quality(quality)}
+        if self.plugin:
+            load_plugins()
+        # JPEG 2000 takes compression ratios: ours is bits per pixel
+        value = [24 / quality] if self.quality_option == "quality_layers" else whole_number(self.name, quality)
+        options: dict[str, object] = {**self.options, self.quality_option: value}
         if self.threads_option:
             options[self.threads_option] = threads
         buffer = io.BytesIO()
@@ -73,18 +76,10 @@ class PillowPeer:
 
     def decode(self, data: bytes, *, threads: int = 1) -> np.ndarray:
         """The file's bytes -> (H, W, 3) uint8."""
-        self._prepare()
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-
-    def _prepare(self) -> None:
         if self.plugin:
             load_plugins()
-
-    def _quality(self, quality: float) -> object:
-        if self.quality_option == "quality_layers":  # JPEG 2000 takes compression ratios: ours is bits per pixel
-            return [24 / quality]
-        return whole_number(self.name, quality)
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
 
 
 _PERCENT = tuple(range(1, 101))

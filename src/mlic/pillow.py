@@ -25,7 +25,7 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from .config import quality_of
-from .container import GREY, SIGNATURE, MlicFile
+from .container import SIGNATURE, MlicFile
 from .errors import DamagedFile, MlicError, UnsupportedFile
 
 MIME = "image/x-mlic"
@@ -49,7 +49,7 @@ class MlicImageFile(ImageFile.ImageFile):
         except UnsupportedFile as error:
             raise OSError(str(error)) from None
         self._size = file.width, file.height
-        self._mode = ("L" if file.colour == GREY else "RGB") + ("A" if file.alpha else "")
+        self._mode = ("L" if file.grey else "RGB") + ("A" if file.alpha else "")
         if file.depth == 16 and self._mode == "L":
             self._mode = "I;16"
         exif = file.exif and b"Exif\0\0" + file.exif

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import ResultsError
+from .metrics import ms_ssim_db
 
 _FILE = Path(__file__).with_name("published.json")
 
@@ -46,15 +47,12 @@ class Dataset:
     pixels_sha256: str | None  # of the sorted digests of its pictures' pixels, where we know it
 
 
-@functools.cache
 def published_curves(dataset: str) -> dict[str, Curve]:
     """The curves of a data set ("kodak", "tecnick" or "clic-pro-val") by name. Raises ResultsError for another one.
 
     >>> published_curves("kodak")["vtm-17.0"].points[0]
     (0.131, 29.04)
     """
-    from .metrics import ms_ssim_db  # torch's
-
     content = _content()
     if dataset not in content["datasets"]:
         raise ResultsError(f"no published curves of {dataset!r}; there are {', '.join(content['datasets'])}")

@@ -87,10 +87,7 @@ def encode_to_target(
         quality = 1 + 99 * code / top
         how = {"exact": exact, "effort": effort, "tile": tile, "progress": progress}
         coded = encode_picture(model, picture, quality, reconstruct=kind == "psnr", **how)
-        if kind == "psnr":
-            reached = _psnr(picture, coded.reconstruction)
-        else:
-            reached = len(coded.data) * unit
+        reached = _psnr(picture, coded.reconstruction) if kind == "psnr" else len(coded.data) * unit
         results[code] = Controlled(coded.data, quality, reached, len(results) + 1)
         return reached - target if kind == "psnr" else math.log((reached - kept) / room)
 

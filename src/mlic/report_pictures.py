@@ -60,28 +60,13 @@ def same_size_pictures(
         height, width = pixels.shape[:2]
         centre = [(left + right) / 2 / width, (top + bottom) / 2 / height]
         entries.append({"name": path.stem, "width": width, "height": height, "centre": centre, "versions": versions})
-    if not entries:
-        raise MlicError("no pictures to show")
     return entries
 
 
 def _version(label: str, original: np.ndarray, pixels: np.ndarray, size: int) -> dict[str, Any]:
-    exact = np.array_equal(original, pixels)
-    return {
-        "label": label,
-        "bytes": size,
-        "psnr": None if exact else psnr(original, pixels),
-        "uri": data_uri(pixels),
-        "note": "",
-    }
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """(H, W, 3) uint8 -> a data URI of a lossless WebP, which every browser of today shows.
-
-    >>> data_uri(np.zeros((2, 2, 3), np.uint8))[:23]
-    'data:image/webp;base64,'
-    """
+    """With the pixels as a lossless WebP, which every browser of today shows."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=60, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    exact = np.array_equal(original, pixels)
+    return {"label": label, "bytes": size, "psnr": None if exact else psnr(original, pixels), "uri": uri, "note": ""}

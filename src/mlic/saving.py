@@ -129,6 +129,12 @@ def _for_format(picture: Picture, kind: str) -> Picture:
     return dataclasses.replace(picture, pixels=pixels, alpha=alpha, **changes)
 
 
+def array_of(picture: Picture) -> np.ndarray:
+    """(H, W, C): C is 1 for grey, 3 for RGB, and one more with alpha."""
+    pixels = grey_of(picture.pixels)[..., None] if picture.grey else picture.pixels
+    return pixels if picture.alpha is None else np.dstack([pixels, picture.alpha])
+
+
 def _deep_png(picture: Picture) -> bytes:
     chunks = []
     if picture.icc:
@@ -137,10 +143,7 @@ def _deep_png(picture: Picture) -> bytes:
         chunks.append((b"eXIf", picture.exif))
     if picture.xmp:
         chunks.append(_png_xmp(picture.xmp))
-    values = grey_of(picture.pixels)[..., None] if picture.grey else picture.pixels
-    if picture.alpha is not None:
-        values = np.concatenate([values, picture.alpha[..., None]], 2)
-    return png16(values, chunks)
+    return png16(array_of(picture), chunks)
 
 
 def _png_xmp(xmp: bytes) -> tuple[bytes, bytes]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
-from typing import Protocol
+from collections.abc import Callable
 
 from . import codec, weights
-from .container import FLOAT, MlicFile
+from .container import MlicFile
 from .errors import DamagedFile, PictureError
-from .exact import exact_twin
-from .model import CompressionModel
 from .pictures import read_picture
-from .saving import picture_bytes
+from .saving import format_of, picture_bytes
 from .tiles import Progress
 
 UNITS = {"size": "bytes", "bpp": "bits per pixel", "psnr": "dB"}
@@ -31,10 +29,7 @@ class Coded:
     detail: str = ""
 
 
-class Task(Protocol):
-    """Can be pickled, so that other machines can run it."""
-
-    def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded: ...
+Task = Callable[..., Coded]  # of a file's bytes, the output's extension, and progress; pickled for other machines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,12 +45,9 @@ class Encode:
     strip: bool = False
     tile: int | None = None
 
-    def load(self) -> CompressionModel:
-        with _loading:
-            return _ready(weights.load_model(self.model, device=self.device), self.exact)
-
     def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded:
-        network = self.load()
+        with _loading:
+            network = weights.load_model(self.model, device=self.device)
         picture = read_picture(io.BytesIO(data), strip=self.strip)
         settings = {"exact": self.exact, "effort": self.effort, "tile": self.tile, "progress": progress}
         pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
@@ -86,10 +78,11 @@ class Decode:
     allow_partial: bool = False
 
     def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded:
+        format_of(extension)  # before the work
         file = MlicFile.from_bytes(data, allow_partial=self.allow_partial)
-        floating = file.arithmetic == FLOAT
+        floating = not file.exact
         with _loading:
-            network = _ready(codec.model_for(file, self.model, self.device), not floating)
+            network = codec.model_for(file, self.model, self.device)
         try:
             picture = codec.decode_file(network, file, region=self.region, scale=self.scale, progress=progress)
         except ValueError as error:  # the region is not inside this picture
@@ -100,12 +93,3 @@ class Decode:
             raise DamagedFile(f"{error}; {FLOATING}") from None
         notes = ((FLOATING,) if floating else ()) + picture.notes
         return Coded(picture_bytes(picture, extension), file.width * file.height, notes)
-
-
-def _ready(network: CompressionModel, exact: bool) -> CompressionModel:
-    if exact:
-        try:
-            exact_twin(network)
-        except ValueError:  # coding a file will say so
-            pass
-    return network

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import FileSource, check_finite, encode_picture, file_bytes, model_for, pad_to, quality_code
+from .codec import FileSource, check_finite, encode_picture, file_bytes, model_for, quality_code, to_tensor
 from .coder import SymbolDecoder, SymbolEncoder
-from .container import DIGEST_BYTES, EXACT, FLOAT, GREY, MAX_SIDE, RGB, CodedTile, MlicFile
+from .container import DIGEST_BYTES, MAX_SIDE, CodedTile, MlicFile
 from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
 from .errors import MlicError, PictureError
 from .model import STRIDE
 from .pictures import Picture
 from .refine import Search
-from .saving import grey_of
+from .saving import array_of
 from .strategies import Read, Write
 from .tiles import Box, default_side
 from .weights import Model, load_model
@@ -44,10 +44,7 @@ def encode_tensor(
     """
     _check_tensor(x, "3 H W")
     network = load_model(model, device=x.device)
-    pixels = _to_integers(x).permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
-    if x.dtype != torch.uint8:
-        pixels = pixels.astype(np.uint16)
-    picture = Picture(np.ascontiguousarray(pixels), x.shape[0] == 1)
+    picture = Picture(_pixels(x), x.shape[0] == 1)
     data = encode_picture(network, picture, quality, exact=exact, effort=effort).data
     return dataclasses.replace(MlicFile.from_bytes(data), depth=8).to_bytes()
 
@@ -82,14 +79,11 @@ def encode_batch(
         return [encode_tensor(one, quality, network, exact=exact, effort=effort) for one in x]
     code = quality_code(network, quality)
     level, coding = level_tensor(network, code), arithmetic(network, True)
-    peak = 255 if x.dtype == torch.uint8 else 65535
-    values = _to_integers(x).to(network.prior.median.device).float().expand(-1, 3, -1, -1).contiguous() / peak
     whole, search = Box(0, 0, height, width), Search(network, effort)
     box = whole.aligned(STRIDE)
     # one by one and in one layout: floating point may differ in others, and with it a symbol
-    latents = [
-        search.latents(one, level, part=box, seen=box, whole=whole) for one in pad_to(network, values, box.size).split(1)
-    ]
+    pictures = [to_tensor(network, _pixels(one), box) for one in x]
+    latents = [search.latents(one, level, part=box, seen=box, whole=whole) for one in pictures]
     y, z = (torch.cat(some) for some in zip(*latents))
     check_finite(y, z)
     encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
@@ -100,8 +94,8 @@ def encode_batch(
         file = MlicFile(
             width=width,
             height=height,
-            colour=GREY if x.shape[1] == 1 else RGB,
-            arithmetic=EXACT,
+            grey=x.shape[1] == 1,
+            exact=True,
             quality=code,
             model=network.config.name,
             digest=network.digest[:DIGEST_BYTES],
@@ -116,9 +110,9 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
     """Decode files of pictures of one size and one model -> (B, 3, H, W) float32 in 0..1, in steps of 1/255 (1/65535).
 
     Grey pictures come as three equal channels; alpha and metadata are left out. The network runs once for all files,
-    on `device`, the CPU if nothing else is said, which may give another last bit here and there than `mlic.decode`;
-    where some are tiled or of floating point, they are decoded one by one. Raises PictureError for pictures of several
-    sizes, and what `mlic.decode` does.
+    where a loaded `model` is, otherwise on `device` (default: the CPU), which may give another last bit here and there
+    than `mlic.decode`; where some are tiled or of floating point, they are decoded one by one. Raises PictureError for
+    pictures of several sizes, and what `mlic.decode` does.
     """
     if not files:
         raise PictureError("no files: a batch has at least one")
@@ -129,7 +123,7 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
         raise PictureError(f"pictures of {len(sizes)} sizes ({listed}) in one batch: decode each size by itself")
     networks = [model_for(file, model, device or "cpu") for file in parsed]
     network, first = networks[0], parsed[0]
-    if any(file.tile or file.arithmetic == FLOAT or file.digest != first.digest for file in parsed):
+    if any(file.tile or not file.exact or file.digest != first.digest for file in parsed):
         out = [_tensor(decode_file(one, file)) for one, file in zip(networks, parsed)]
         return torch.stack(out).to(device or network.prior.median.device)
     sources = []
@@ -146,7 +140,7 @@ def decode_batch(files: Sequence[bytes], model: Model | None = None, device: str
     x = network.synthesise(y_hat.float(), level)[:, :, : first.height, : first.width].clamp(0, 1)
     peaks = x.new_tensor([2.0**file.depth - 1 for file in parsed])[:, None, None, None]
     x = (x * peaks).round()
-    grey = torch.tensor([file.colour == GREY for file in parsed], device=x.device)[:, None, None, None]
+    grey = torch.tensor([file.grey for file in parsed], device=x.device)[:, None, None, None]
     return (torch.where(grey, x.mean(1, keepdim=True).round(), x) / peaks).to(device or x.device)
 
 
@@ -157,17 +151,11 @@ def decode_array(data: FileSource, model: Model | None = None) -> np.ndarray:
     (20, 30, 1)
     """
     file = MlicFile.from_bytes(file_bytes(data))
-    picture = decode_file(model_for(file, model), file)
-    return _array(picture)
-
-
-def _array(picture: Picture) -> np.ndarray:
-    pixels = grey_of(picture.pixels)[..., None] if picture.grey else picture.pixels
-    return pixels if picture.alpha is None else np.dstack([pixels, picture.alpha])
+    return array_of(decode_file(model_for(file, model), file))
 
 
 def _tensor(picture: Picture) -> Tensor:
-    array = _array(dataclasses.replace(picture, alpha=None))
+    array = array_of(dataclasses.replace(picture, alpha=None))
     values = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1).expand(3, -1, -1)
     return values / np.iinfo(array.dtype).max
 
@@ -179,9 +167,11 @@ def _parse(data: bytes, index: int) -> MlicFile:
         raise type(error)(f"file {index} of the batch: {error}") from None
 
 
-def _to_integers(x: Tensor) -> Tensor:
-    """uint8 as it is; float in 0..1 to 0..65535, int32."""
-    return x if x.dtype == torch.uint8 else (x.detach().float() * 65535).round().to(torch.int32)
+def _pixels(x: Tensor) -> np.ndarray:
+    """(3, H, W) or (1, H, W) -> (H, W, 3): uint8 as it is; float in 0..1 to 0..65535, uint16."""
+    kind = np.uint8 if x.dtype == torch.uint8 else np.uint16
+    values = x if kind == np.uint8 else (x.detach().float() * 65535).round().to(torch.int32)
+    return np.ascontiguousarray(values.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy(), kind)
 
 
 def _check_tensor(x: Tensor, form: str) -> None:

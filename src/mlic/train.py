@@ -62,9 +62,12 @@ def train(
     if resume and not begun:
         raise ValueError(f"there is no run in {out} to go on with")
     out.mkdir(parents=True, exist_ok=True)
-    with _process_group(world, device), contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
+        if world > 1:
+            torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            held.callback(torch.distributed.destroy_process_group)
         if rank == 0 and not take_over:
-            held.enter_context(_alone(out))
+            _be_alone(out, held)
         state = _read_checkpoint(out / CHECKPOINT) if resume and not take_over else {}
         val = PictureBank(config.val, smallest=STRIDE, device=device) if config.val and rank == 0 else None
         trainer = Trainer(config, device=device, rank=rank, world=world)
@@ -72,7 +75,7 @@ def train(
             print(f"note: its files will need exact=False (--float): {inexact}", file=sys.stderr)
         trainer.prepare()
         if take_over:
-            held.enter_context(_alone(out, take_over=True))
+            _be_alone(out, held, take_over=True)
             state = _read_checkpoint(out / CHECKPOINT)
         if rank == 0:
             (out / STOP).unlink(missing_ok=True)
@@ -81,7 +84,7 @@ def train(
             if rank > 0:  # what was saved is the first process's
                 torch.manual_seed(config.seed + rank + world * trainer.steps)
         log = RunLog(out, tensorboard=config.tensorboard, step=trainer.steps) if rank == 0 else None
-        told = held.enter_context(_told_to_stop(out)) if world == 1 else lambda: False
+        told = _told_to_stop(out, held) if world == 1 else lambda: False
         elapsed, finished = _run(config, trainer, state.get("elapsed", 0.0), log, val, told)
         if not finished:
             return None
@@ -187,8 +190,7 @@ def _read_checkpoint(path: Path) -> dict:
     return state
 
 
-@contextlib.contextmanager
-def _told_to_stop(folder: Path):
+def _told_to_stop(folder: Path, held: contextlib.ExitStack) -> Callable[[], bool]:
     """A function that says whether a run is to stop: by the file, or by a first Ctrl-C or SIGTERM; a second acts as ever."""
     asked: list[int] = []
     usual: dict[int, Any] = {}
@@ -201,40 +203,33 @@ def _told_to_stop(folder: Path):
         for number, handler in usual.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
+    held.callback(as_usual)
     if threading.current_thread() is threading.main_thread():  # others get no signals
         usual.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
-    try:
-        yield lambda: bool(asked) or (folder / STOP).exists()
-    finally:
-        as_usual()
+    return lambda: bool(asked) or (folder / STOP).exists()
 
 
-@contextlib.contextmanager
-def _alone(folder: Path, *, take_over: bool = False):
+def _be_alone(folder: Path, held: contextlib.ExitStack, *, take_over: bool = False) -> None:
     """Be the only process at work on the run in a folder. Raises ValueError where there is another; with `take_over`, that one
-    is asked to stop, and awaited. The lock ends with the process, however it does, and leaves nothing in the folder.
+    is asked to stop, and awaited. The lock ends with `held`, or with the process, and leaves nothing in the folder.
     """
     if fcntl is None:
-        yield
         return
     handle = os.open(folder, os.O_RDONLY)
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not take_over:
-                    raise ValueError(f"another process works on the run in {folder}") from None
-                (folder / STOP).touch()
-                time.sleep(0.1)
-                continue
-            except OSError:  # not every file system has locks
-                if take_over:
-                    raise
-            break
-        yield
-    finally:
-        os.close(handle)
+    held.callback(os.close, handle)
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not take_over:
+                raise ValueError(f"another process works on the run in {folder}") from None
+            (folder / STOP).touch()
+            time.sleep(0.1)
+        except OSError:  # not every file system has locks
+            if take_over:
+                raise
+            return
 
 
 @contextlib.contextmanager
@@ -244,15 +239,3 @@ def _going_on(what: str):
         yield
     except (OSError, RuntimeError) as error:  # the latter is torch's
         print(f"{what} not written: {str(error).splitlines()[0]}; training goes on", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _process_group(world: int, device: str):
-    if world == 1:
-        yield
-        return
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import PlainBlock, ResidualBlock, ResidualBlockDown, ResidualBlockUp, activation, conv, float32_region, subpel
+from .layers import PlainBlock, ResidualBlock, ResidualBlockDown, ResidualBlockUp, activated, conv, float32_region, subpel
 
 LINEAR = ("g_a.linear", "g_s.linear")  # the block transforms of "patch", in a model
 
@@ -132,7 +132,7 @@ def hyper_analysis(config: ModelConfig) -> nn.Sequential:
         layers = [conv(m, n), conv(n, n, stride=2), conv(n, n, stride=2)]
     else:
         layers = [conv(m, n), conv(n, n), conv(n, n, stride=2), conv(n, n), conv(n, n, stride=2)]
-    return _activated(layers, act)
+    return activated(layers, act)
 
 
 def hyper_synthesis(config: ModelConfig) -> nn.Sequential:
@@ -144,9 +144,4 @@ def hyper_synthesis(config: ModelConfig) -> nn.Sequential:
     else:
         mid = m * 3 // 2
         layers = [conv(n, m), subpel(m, m), conv(m, mid), subpel(mid, mid), conv(mid, out)]
-    return _activated(layers, act)
-
-
-def _activated(layers: list[nn.Module], act: str) -> nn.Sequential:
-    spaced = [module for layer in layers for module in (layer, activation(act))]
-    return nn.Sequential(*spaced[:-1])
+    return activated(layers, act)
