@@ -149,7 +149,9 @@ def encode(
 @main.command()
 @_job_options
 @click.option("--model", metavar="NAME|FILE", help="Weights, where they are not found by the file's model name.")
-@click.option("--format", "kind", type=_kind, default="png", metavar="KIND", help="Unless -o names a file. Default: png.")
+@click.option(
+    "--format", "kind", type=_kind, default="png", metavar="KIND", help="Such as jpg, unless -o names a file. Default: png."
+)
 @click.option("--region", type=_region, metavar="X,Y,W,H", help="Only this part, in pixels of the whole picture.")
 @click.option("--scale", type=click.Choice(["1/1", "1/2", "1/4", "1/8"]), default="1/1", help="A smaller picture.")
 @click.option("--allow-partial", is_flag=True, help="Decode what is there of a truncated file, hatch the rest.")
