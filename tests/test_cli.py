@@ -317,7 +317,7 @@ def test_nothing_is_replaced_by_its_own_output(coded, force):
 
 @pytest.mark.parametrize("name", ["b.xyz", "b", "b.mlic.gz"])
 def test_a_kind_that_cannot_be_written_is_noticed_before_the_work(coded, monkeypatch, name):
-    monkeypatch.setattr(mlic.codec, "decode_file", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(mlic.tasks.Decode, "__call__", lambda *_: pytest.fail("decoded"))
     assert "cannot write pictures" in refused("decode", "a.mlic", "-o", name)
 
 

@@ -157,6 +157,11 @@ def test_comparison_of_pictures_smaller_than_the_crop(size):
     assert demo.detailed_box(image, 512) == (0, 0, *size)
 
 
+def test_comparison_errors():
+    with pytest.raises(ValueError, match="crop=0"):
+        comparison_picture(smooth_picture(), [], crop=0)
+
+
 def test_crop_is_where_the_texture_is():
     pixels = np.full((256, 320, 3), 128, np.uint8)
     y, x = np.ogrid[:64, :64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -173,7 +174,7 @@ def decode(inputs, output, model, device, kind, region, scale, allow_partial, **
     factor = int(scale[2:])
     if region and (region[0] % factor or region[1] % factor):
         raise click.UsageError(f"with --scale {scale}, X and Y of --region must be multiples of {factor}")
-    jobs = _plan(inputs, output, {".mlic"}, kind, **how)
+    jobs = [_writable(job) for job in _plan(inputs, output, {".mlic"}, kind, **how)]
     _check_running(jobs, **how)
     from .tasks import Decode
 
@@ -192,6 +193,18 @@ def _plan(
     if any(str(job.target) == "-" for job in jobs) and sys.stdout.isatty():
         raise click.UsageError("will not write binary data to a terminal; use -o FILE")
     return jobs
+
+
+def _writable(job: Job) -> Job:
+    """With a problem, if its output is of a kind that pictures cannot be written in."""
+    from .saving import format_of
+
+    try:
+        if not (job.done or job.problem):
+            format_of(job.extension)
+    except MlicError as error:
+        return dataclasses.replace(job, problem=str(error))
+    return job
 
 
 def _check_running(jobs: list[Job], *, engine: str, ray_address: str | None, verbose: bool, quiet: bool, **_) -> None:

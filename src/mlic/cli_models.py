@@ -100,15 +100,15 @@ def demo(image: Path | None, qualities: tuple[int, ...], model: str, output: Pat
     image = image or Path(__file__).parent / "samples" / "kodim23.png"
     if output.exists() and image.exists() and output.samefile(image):
         raise click.UsageError(f"{output} is the picture itself: give another -o")
-    _set_threads(threads)
-    with reported():
-        config = load_model(model).config
-    if not config.variable_rate:
-        raise click.UsageError(f"the demo needs a model for all rates, not {model!r}")
     with reported(image):
         pixels = np.asarray(to_pillow(dataclasses.replace(read_picture(image), grey=False, alpha=None)))
         check_target(output, force=True)
         format_of(output.suffix)
+        _set_threads(threads)
+        with reported():  # not of the picture
+            config = load_model(model).config
+        if not config.variable_rate:
+            raise click.UsageError(f"the demo needs a model for all rates, not {model!r}")
         qualities = tuple(dict.fromkeys(qualities)) or (10, 30, 50, 70, 90)
         shown = sorted(qualities)[len(qualities) // 3]
         say = functools.partial(click.echo, err=True)

@@ -106,9 +106,13 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
 
 def main() -> None:
     job = json.load(sys.stdin)
-    encode, decode = (model_coder if job["kind"] == "model" else peer_coder)(job)
-    points = encode_files(encode, job) if job["task"] == "encode" else decode_files(decode, job)
-    json.dump({"points": points, "peak_mib": peak_memory_mib()}, sys.stdout)
+    try:
+        encode, decode = (model_coder if job["kind"] == "model" else peer_coder)(job)
+        points = encode_files(encode, job) if job["task"] == "encode" else decode_files(decode, job)
+        report = {"points": points, "peak_mib": peak_memory_mib()}
+    except MlicError as error:
+        report = {"error": str(error)}
+    json.dump(report, sys.stdout)
 
 
 if __name__ == "__main__":

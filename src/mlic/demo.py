@@ -105,7 +105,10 @@ def comparison_picture(original: np.ndarray, rows: Sequence[Row], *, crop: int =
 
     `rows` are `run_demo`'s of one quality, with their pixels. Bytes and PSNR on the labels are the whole picture's. The
     crop, at most `crop` pixels a side and shown `scale` times as large, is where the picture has the most texture.
+    Raises ValueError where one of the two is below 1.
     """
+    if crop < 1 or scale < 1:
+        raise ValueError(f"crop and scale must be at least 1, got crop={crop}, scale={scale}")
     ours, *others = rows
     panels = [("original", f"{original.nbytes:,} bytes raw", original)]
     panels += [(c.codec, f"{c.bytes:,} bytes   {c.psnr:.2f} dB", c.pixels) for c in (*others, ours)]
@@ -152,9 +155,8 @@ def _code_mlic(original: np.ndarray, quality: int, model: str) -> Row:
     import mlic
 
     encode = functools.partial(mlic.encode, original, quality=quality, model=model)
-    return _row(
-        "mlic", f"q{quality} {model}", original, encode, lambda data: np.asarray(mlic.decode(data, model).convert("RGB"))
-    )
+    setting = f"q{quality} {model}"
+    return _row("mlic", setting, original, encode, lambda data: np.asarray(mlic.decode(data, model).convert("RGB")))
 
 
 def _code_nearest(original: np.ndarray, codec: str, target: int) -> Row:

@@ -112,11 +112,12 @@ def evaluate(
 ) -> Results:
     """Measure a codec (from `model_codec` or `peer_codec`) on pictures of different file names: what a results file holds.
 
-    `qualities` are in the codec's own unit, (None,) for a model of one rate; `jobs` pictures are measured at once. With an
-    `output`, it is written after every picture, and pictures already in it are not measured again; failed ones are, and
-    `force` starts it afresh. `progress` gets each picture's entry, and whether it was found in the file. Times count as
-    disturbed with several `jobs`, and where the machine was busy at the start. Raises ResultsError where the file holds
-    other settings, another version, or pictures that are not among `paths`.
+    `qualities` are in the codec's own unit, (None,) for a model of one rate; `jobs` pictures are measured at once, with
+    `threads` for each, where the codec can be told. With an `output`, it is written after every picture, and pictures
+    already in it are not measured again; failed ones are, and `force` starts it afresh. `progress` gets each picture's
+    entry, and whether it was found in the file. Times count as disturbed with several `jobs`, and where the machine was
+    busy at the start. Raises ResultsError where the file holds other settings, another version, or pictures that are not
+    among `paths`.
     """
     results = Results(
         codec=codec,

@@ -60,8 +60,7 @@ class PillowPeer:
 
     def encode(self, pixels: np.ndarray, quality: float, *, threads: int = 1) -> bytes:
         """(H, W, 3) uint8 -> the file's bytes."""
-        if self.plugin:
-            load_plugins()
+        self._prepare()
         # JPEG 2000 takes compression ratios: ours is bits per pixel
         value = [24 / quality] if self.quality_option == "quality_layers" else whole_number(self.name, quality)
         options: dict[str, object] = {**self.options, self.quality_option: value}
@@ -76,10 +75,13 @@ class PillowPeer:
 
     def decode(self, data: bytes, *, threads: int = 1) -> np.ndarray:
         """The file's bytes -> (H, W, 3) uint8."""
-        if self.plugin:
-            load_plugins()
+        self._prepare()
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
+
+    def _prepare(self) -> None:
+        if self.plugin:
+            load_plugins()
 
 
 _PERCENT = tuple(range(1, 101))

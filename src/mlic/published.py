@@ -47,6 +47,7 @@ class Dataset:
     pixels_sha256: str | None  # of the sorted digests of its pictures' pixels, where we know it
 
 
+@functools.cache
 def published_curves(dataset: str) -> dict[str, Curve]:
     """The curves of a data set ("kodak", "tecnick" or "clic-pro-val") by name. Raises ResultsError for another one.
 

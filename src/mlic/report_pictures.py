@@ -60,6 +60,8 @@ def same_size_pictures(
         height, width = pixels.shape[:2]
         centre = [(left + right) / 2 / width, (top + bottom) / 2 / height]
         entries.append({"name": path.stem, "width": width, "height": height, "centre": centre, "versions": versions})
+    if not entries:
+        raise MlicError("no pictures to show")
     return entries
 
 

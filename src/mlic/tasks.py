@@ -11,7 +11,7 @@ from . import codec, weights
 from .container import MlicFile
 from .errors import DamagedFile, PictureError
 from .pictures import read_picture
-from .saving import format_of, picture_bytes
+from .saving import picture_bytes
 from .tiles import Progress
 
 UNITS = {"size": "bytes", "bpp": "bits per pixel", "psnr": "dB"}
@@ -78,7 +78,6 @@ class Decode:
     allow_partial: bool = False
 
     def __call__(self, data: bytes, extension: str, progress: Progress | None = None) -> Coded:
-        format_of(extension)  # before the work
         file = MlicFile.from_bytes(data, allow_partial=self.allow_partial)
         floating = not file.exact
         with _loading:
