@@ -36,7 +36,7 @@ def middle(pixels: np.ndarray, size: int) -> Picture:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--size", default=256, show_default=True, help="Pixels a side of the middles.")
 @click.option("--every", default=1, show_default=True, help="Take every n-th picture.")
-@click.option("--effort", "efforts", multiple=True, type=int, default=(1, 2, 4, 8), show_default=True)
+@click.option("--effort", "efforts", multiple=True, type=int, default=(1, 2, 3, 4, 8), show_default=True)
 @click.option("--before", help="Other weights, to compare with.")
 @click.option("-j", "--threads", default=2, show_default=True)
 def main(weights: str, folder: Path, size: int, every: int, efforts: tuple[int, ...], before: str | None, threads: int) -> None:

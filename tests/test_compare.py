@@ -62,6 +62,18 @@ def test_measured_against_measured():
     assert json.loads(as_json(comparison))["rows"][0]["delta"]["rate_cubic"] == pytest.approx(-10)
 
 
+def test_measured_on_several_machines():
+    """Which codec was measured where, as times compare within a machine; nothing of it where there is one."""
+    a, b, c = results("a"), results("b", better()), results("c")
+    b.environment = a.environment | {"processor": "slide rule"}
+    comparison = compare([a, b, c], anchor="a", published=())
+    place = "2 cores, 1 GiB, any, Python 3, torch 2"
+    assert f"Measured on: abacus, {place} (A, C); slide rule, {place} (B).\n" in as_markdown(comparison)
+    assert "- measured on several machines: times compare within each" in as_text(comparison)
+    alike = compare([a, c], anchor="a", published=())
+    assert f"Measured on: abacus, {place}.\n" in as_markdown(alike) and "several machines" not in as_text(alike)
+
+
 def test_published_curves_are_only_for_their_pictures(monkeypatch):
     ours = results("a")
     with pytest.raises(ResultsError, match="no curve called 'vtm-17.0'.*published curves are of other pictures than these"):

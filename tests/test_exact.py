@@ -26,7 +26,7 @@ from mlic.context import HalfTanh, LinearAttention, SoftmaxAttention
 from mlic.exact import ExactConv2d, ExactWinograd, Table, _weights, exact_conv, exact_twin, make_exact
 from mlic.grid import FRACTION, LIMIT, exact_exp, exact_gelu, exact_tanh, function_table, settle, to_grid
 from mlic.pictures import read_picture
-from mlic.strategies import Estimate
+from mlic.strategies import Estimate, Strategy
 from mlic.weights import load_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -194,9 +194,7 @@ def test_the_float_path_fails_the_same_disturbance(small_models, photo, name):
 def test_z_is_settled(small_models):
     """As docs/format.md says of it; beyond the limit another decoder would find other tables."""
 
-    class Given:
-        keep = None
-
+    class Given(Strategy):
         def hyper(self, prior, level):
             return torch.full((1, prior.channels, 1, 1), 1e5, dtype=torch.float64)
 

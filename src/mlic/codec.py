@@ -22,6 +22,7 @@ from .config import CONFIGS
 from .container import DIGEST_BYTES, MAX_PIXELS, MAX_SIDE, NO_QUALITY, TILE_UNIT, CodedTile, MlicFile
 from .decoding import MAX_EXACT_TILE, arithmetic, decode_file, level_tensor, prior_row, synthesise
 from .errors import PictureError, WeightsError
+from .feedback import search_with_feedback
 from .model import STRIDE, CompressionModel
 from .pictures import Picture, PictureSource, read_picture
 from .refine import Search
@@ -145,10 +146,10 @@ def encode_picture(
         seen = around(model.config, box, whole)
         seen = seen.aligned(STRIDE) if search.passes else seen
         x = to_tensor(model, picture.pixels, seen)
-        y, z = search.latents(x, level, part=box, seen=seen, whole=whole)
+        y, z, feedback = search_with_feedback(search, x, level, part=box, seen=seen, whole=whole)
         check_finite(y, z)
         symbols = SymbolEncoder(model.tables, prior_row(model, code))
-        y_hat = coding.code(Write(y, z, model.config.slices, search.gaussian, [symbols]), level)
+        y_hat = coding.code(Write(y, z, model.config.slices, search.gaussian, [symbols], feedback), level)
         stream, escapes, checksum = symbols.finish()
         return CodedTile(checksum=checksum, escapes=escapes, stream=stream), y_hat.float() if reconstruct else None
 
@@ -194,8 +195,8 @@ def estimate_bytes(
     whole = Box(0, 0, *picture.pixels.shape[:2])
     box = whole.aligned(STRIDE)
     x = to_tensor(model, picture.pixels, box)
-    y, z = search.latents(x, level, part=box, seen=box, whole=whole)
-    estimate = Estimate(y, z, model.config.slices, search.gaussian, noisy=False)
+    y, z, feedback = search_with_feedback(search, x, level, part=box, seen=box, whole=whole)
+    estimate = Estimate(y, z, model.config.slices, search.gaussian, feedback, noisy=False)
     arithmetic(model, exact).code(estimate, level)
     return float(estimate.y_bits + estimate.z_bits) / 8
 

@@ -87,8 +87,16 @@ def compare(
         pictures=len(pictures),
         rows=tuple(sorted(rows, key=lambda row: (row.rate is None, row.rate or 0.0))),
         notes=tuple(notes),
-        environments=tuple(dict.fromkeys(ENVIRONMENT.format_map(result.environment) for result in results)),
+        environments=_environments(results),
     )
+
+
+def _environments(results: Sequence[Results]) -> tuple[str, ...]:
+    """Where results were measured; with several places, which of them were measured in each."""
+    labels: dict[str, dict[str, None]] = {}
+    for result in results:
+        labels.setdefault(ENVIRONMENT.format_map(result.environment), {})[result.codec["label"]] = None
+    return tuple(f"{place} ({', '.join(names)})" if len(labels) > 1 else place for place, names in labels.items())
 
 
 def as_json(comparison: Comparison) -> str:
@@ -128,6 +136,8 @@ def remarks(comparison: Comparison) -> list[str]:
         lines += [f"{row.curve.label}: {text}" for text in (*texts, *row.curve.notes)]
     if any(row.curve.disturbed for row in comparison.rows):
         lines.append("* taken beside other work on the machine: an upper bound, not for comparing speed")
+    if len(comparison.environments) > 1:
+        lines.append("measured on several machines: times compare within each")
     return lines
 
 

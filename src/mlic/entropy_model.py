@@ -71,8 +71,9 @@ class MultiReferenceEntropyModel(nn.Module):
         """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).
 
         `strategy.latent(i, part, mean, scale)` is called once per slice and pass, or step of the anchors, in coding
-        order, with packed tensors, (B, C_i, H, W/2) for a half, and returns the quantised values there. With
-        `strategy.keep`, only so many slices are walked and the others are zeros.
+        order, with packed tensors, (B, C_i, H, W/2) for a half, and returns the quantised values there;
+        `strategy.settled` is told what has become of each half. With `strategy.keep`, only so many slices are walked and
+        the others are zeros.
         """
         kind = phi_h.dtype  # of what nets are given: in training bfloat16, which the latent itself must not be
         known = phi_h.chunk(2, 1)[1]  # what LRPs see: hyper means and finished slices
@@ -100,6 +101,7 @@ class MultiReferenceEntropyModel(nn.Module):
                 lrp = nets.lrp_anchor if anchor else nets.lrp_non_anchor
                 residual = pack(lrp(torch.cat([known, quantised.to(kind)], 1)), anchor)
                 current = quantised + unpack(self.lrp_activation(residual), anchor)
+                strategy.settled(i, anchor, current)
             done.append(current)
             last = current.to(kind)
             known = torch.cat([known, last], 1)

@@ -33,7 +33,8 @@ ONLY_STEP = 0.5  # where there is no other to mend what it does
 LONGEST = 2.0  # way to go: a slope that asks for more, and there are some for 50, has left its parabola
 JUMP = 2.0  # times its error: what a block may not take in one step
 RATE_WEIGHT = 0.4  # of the bits' gradient: the choice of symbols looks at each one's own bits once more
-ERROR_BITS, LONG = 18.0, 4  # in place of the config's `error_bits`, which is 15, from so many passes on
+# In place of the config's `error_bits`, which is 15, from so many passes on; they have feedback as well (feedback.py)
+ERROR_BITS, LONG = 18.0, 4
 # Pixels: larger parts are searched block by block, each with 64 pixels of its neighbours, so that memory stays bounded
 BLOCK = 768
 
@@ -74,7 +75,8 @@ class Search:
         self.model, self.passes, self.gaussian = model, int(effort), model.gaussian
         self.device = model.prior.median.device
         self.half = self.passes > 0 and has_bfloat16(self.device)  # nets in bfloat16, where the device is faster in it
-        if effort >= LONG and model.gaussian.error_bits is not None:
+        self.long = self.passes >= LONG
+        if self.long and model.gaussian.error_bits is not None:
             self.gaussian = copy.copy(model.gaussian)  # the same buffers
             self.gaussian.error_bits = ERROR_BITS
         self.looking = copy.copy(self.gaussian)  # for the passes
@@ -87,8 +89,7 @@ class Search:
         `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64
         where there are passes. `whole` is the picture without padding; errors beyond it do not count.
         """
-        with self._half():
-            y = self.model.analyse(x, level)
+        y = self.analyse(x, level)
         place = (..., *part.within(seen, LATENT))
         own = self.model.h_a(y[place])
         if not self.passes:
@@ -96,31 +97,43 @@ class Search:
         found_y, found_z = y[place].clone(), own.clone()
         for block in blocks(part):
             look = block.grown(STRIDE, seen)
-            shown, inside = x[(..., *look.within(seen))], (..., *look.cut(whole).within(look))
-            before = y[(..., *look.within(seen, LATENT))]
+            shown, before = x[(..., *look.within(seen))], y[(..., *look.within(seen, LATENT))]
             start = own if look == part else self.model.h_a(before)  # at a block's edges h_a sees other things
             with torch.inference_mode(False), torch.enable_grad():
-                after, z = self._search(shown.clone(), before.clone(), start.clone(), level.clone(), inside)
+                weights = self.weights(level, look, whole)
+                after, z = self._search(shown.clone(), before.clone(), start.clone(), level.clone(), weights)
             found_y[(..., *block.within(part, LATENT))] = after[(..., *block.within(look, LATENT))]
             found_z[(..., *block.within(part, STRIDE))] += (z - start)[(..., *block.within(look, STRIDE))]
         return found_y, found_z
 
-    def _search(self, x: Tensor, y: Tensor, z: Tensor, level: Tensor, inside: tuple) -> tuple[Tensor, Tensor]:
-        """A better y and z for x; `inside` are the pixels of x that count."""
+    def analyse(self, x: Tensor, level: Tensor | None) -> Tensor:
+        with self.in_half():
+            return self.model.analyse(x, level)
+
+    def weights(self, level: Tensor, look: Box, whole: Box) -> Tensor:
+        """The bits that squared errors in a part of a picture are worth, (1, 1, h, w): none beyond the picture."""
+        weights = torch.zeros(1, 1, *look.size, device=self.device)
+        weights[(..., *look.cut(whole).within(look))] = level_lambda(self.model.config, level) * 255**2 / 3
+        return weights
+
+    def in_half(self) -> torch.autocast:
+        """Nets in bfloat16, if they are to be."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False)
+
+    def _search(self, x: Tensor, y: Tensor, z: Tensor, level: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """A better y and z for x."""
         passes, lmbda = self.passes, level_lambda(self.model.config, level)
-        bits_per_error = torch.zeros_like(x[:, :1])
-        bits_per_error[inside] = lmbda * 255**2 / 3
         curvatures = CURVATURE, HYPER_CURVATURE * lmbda**-0.25
         now = best = target = (y, z)
         errors, lowest, length = torch.full((), float("inf")), float("inf"), FIRST_STEP if passes > 1 else ONLY_STEP
         for left in range(passes, -1, -1):  # the last time only to see where the last step led
             with torch.set_grad_enabled(left > 0):
-                relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
+                relaxed, errors_now, bits = self._look(now, x, level, weights)
                 if (broken := _broken(errors_now, errors)).any():
                     places = broken, F.max_pool2d(broken.float(), STRIDE // LATENT) > 0
                     now = tuple(torch.where(place, old, new) for place, old, new in zip(places, best, now))
                     del relaxed, errors_now, bits  # and what they hold for their gradients, before there is another
-                    relaxed, errors_now, bits = self._look(now, x, level, bits_per_error)
+                    relaxed, errors_now, bits = self._look(now, x, level, weights)
             cost = (errors_now.sum() + bits).item()
             if cost < lowest:
                 lowest, best, errors = cost, now, errors_now.detach()
@@ -135,18 +148,15 @@ class Search:
             del relaxed, errors_now, bits  # here, too
         return best
 
-    def _look(self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weight: Tensor) -> tuple[Relaxed, Tensor, Tensor]:
-        """What comes of a y and a z: how they are coded; the squared errors times `weight` in each 16x16 block,
+    def _look(self, now: tuple[Tensor, Tensor], x: Tensor, level: Tensor, weights: Tensor) -> tuple[Relaxed, Tensor, Tensor]:
+        """What comes of a y and a z: how they are coded; the squared errors times `weights` in each 16x16 block,
         (1, 1, h/16, w/16); and the bits.
         """
         relaxed = Relaxed(*now, self.model.config.slices, self.looking)
-        with self._half():
+        with self.in_half():
             x_hat = self.model.synthesise(self.model.code(relaxed, level), level)
-        errors = LATENT**2 * F.avg_pool2d((weight * (x_hat - x).square()).sum(1, keepdim=True), LATENT)
+        errors = LATENT**2 * F.avg_pool2d((weights * (x_hat - x).square()).sum(1, keepdim=True), LATENT)
         return relaxed, errors, relaxed.y_bits + relaxed.z_bits
-
-    def _half(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False)
 
 
 def _broken(now: Tensor, before: Tensor) -> Tensor:

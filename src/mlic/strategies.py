@@ -1,13 +1,13 @@
 """What the driver asks: given the mean and scale of a part of a slice, which values does it take?
 
 Five answers: noisy training estimate, rounded estimate, the same as something to differentiate, writing symbols, reading
-symbols. Each has the two methods `hyper(prior, level)` -> z_hat and `latent(i, part, mean, scale)` -> packed y_hat.
+symbols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +21,44 @@ if TYPE_CHECKING:  # training runs without the coder's package
     from .coder import SymbolDecoder, SymbolEncoder
 
 
-class Strategy(Protocol):
-    keep: int | None  # slices to walk; None: all
+class Strategy:
+    keep: int | None = None  # slices to walk; None: all
 
-    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor: ...
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
+        """-> z_hat."""
+        raise NotImplementedError
 
-    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor: ...
+    def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
+        """-> packed y_hat of a part of slice i, before its LRP."""
+        raise NotImplementedError
+
+    def settled(self, i: int, half: bool, y_hat: Tensor) -> None:
+        """Called after each half, with what slice i is so far, (B, C_i, H, W), and zeros where nothing is known."""
+
+
+# What a picture's half that has settled makes of its y, (1, M, H, W), where that is still to be quantised; None: nothing
+Feedback = Callable[[int, bool, Tensor], Tensor | None]
+
+
+class Quantising(Strategy):
+    """What has a y to quantise, (B, M, H, W), and for each picture a feedback, or none at all."""
+
+    def __init__(self, y: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, feedback: Sequence[Feedback] = ()) -> None:
+        self.slices, self.gaussian, self.feedback = slices, gaussian, feedback
+        self._take(y)
+
+    def _take(self, y: Tensor) -> None:
+        self.y = y.split(self.slices, 1)
+        self.halves = {part: pack(y, part).split(self.slices, 1) for part in (ANCHOR, NON_ANCHOR)}
+
+    def packed(self, i: int, part: bool | Step) -> Tensor:
+        """What y has at a part of a slice."""
+        return pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
+
+    def settled(self, i: int, half: bool, y_hat: Tensor) -> None:
+        moved = [picture(i, half, own) for picture, own in zip(self.feedback, y_hat.split(1))]
+        if moved and moved[0] is not None:
+            self._take(torch.cat(moved))
 
 
 class _Through(torch.autograd.Function):
@@ -41,7 +73,7 @@ class _Through(torch.autograd.Function):
         return grad, None
 
 
-class Estimate:
+class Estimate(Quantising):
     """Bits of a latent under the model, of the symbols that a file would hold.
 
     `noisy`, as in training: values have straight-through gradients, and the rate's gradients for y and the means are
@@ -51,14 +83,20 @@ class Estimate:
     After the walk, `z_bits` and `y_bits` are (B,) sums in bits, and `slice_bits` lists (B,) tensors per slice.
     """
 
-    keep = None
-
-    def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, *, noisy: bool) -> None:
-        y = y.float()  # out of autocast's bfloat16
-        self.y, self.z = y.split(slices, 1), z.float()
-        self.halves = {part: pack(y, part).split(slices, 1) for part in (ANCHOR, NON_ANCHOR)}
-        self.gaussian, self.noisy = gaussian.plain() if noisy else gaussian, noisy
-        self.said: list[tuple[int, tuple[Tensor, Tensor, Tensor]]] = []  # slice, and what `GaussianPrior.bits` takes
+    def __init__(
+        self,
+        y: Tensor,
+        z: Tensor,
+        slices: tuple[int, ...],
+        gaussian: GaussianPrior,
+        feedback: Sequence[Feedback] = (),
+        *,
+        noisy: bool,
+    ) -> None:
+        super().__init__(y.float(), slices, gaussian.plain() if noisy else gaussian, feedback)  # no bfloat16 of autocast
+        self.z, self.noisy = z.float(), noisy
+        # slice and part, and what `GaussianPrior.bits` takes
+        self.said: list[tuple[tuple[int, bool | Step], tuple[Tensor, Tensor, Tensor]]] = []
         self.spent: list[Tensor] = []  # the bits of dependent symbols, if there are any
         self.z_bits = torch.zeros(())
 
@@ -75,7 +113,7 @@ class Estimate:
         y = self.packed(i, part)
         residual = y - mean
         values = self._quantise(residual.detach(), scale.detach())
-        self.said.append((i, (values, scale, residual)))
+        self.said.append(((i, part), (values, scale, residual)))
         y_hat = values + mean
         if self.noisy:
             y_hat = _Through.apply(y, y_hat.detach())
@@ -86,10 +124,6 @@ class Estimate:
         if spent is not None:
             self.spent.append(spent)
         return self.gaussian.values(levels, scale)
-
-    def packed(self, i: int, part: bool | Step) -> Tensor:
-        """What y has at a part of a slice."""
-        return pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
 
     def _all_said(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values, scales and residuals so far in coding order, each (B, number of symbols): all at once, for speed."""
@@ -113,9 +147,16 @@ class Estimate:
     def slice_bits(self) -> list[Tensor]:
         sums = [torch.zeros(())] * len(self.y)
         parts = self._bits().split([three[0][0].numel() for _, three in self.said], 1)
-        for (i, _), bits in zip(self.said, parts):
+        for ((i, _), _), bits in zip(self.said, parts):
             sums[i] = sums[i] + bits.sum(1)
         return sums
+
+    def whole(self, packed: Iterable[Tensor]) -> Tensor:
+        """Packed tensors of all parts, in coding order -> one like y, (B, M, H, W)."""
+        slices: list[Tensor | int] = [0] * len(self.y)
+        for ((i, part), _), tensor in zip(self.said, packed):
+            slices[i] = slices[i] + unpack(tensor, part)
+        return torch.cat(slices, 1)
 
 
 class Relaxed(Estimate):
@@ -128,7 +169,6 @@ class Relaxed(Estimate):
     def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior) -> None:
         super().__init__(y, z.detach().requires_grad_(), slices, gaussian, noisy=False)
         self.values: list[Tensor] = []
-        self.parts: list[tuple[int, bool | Step]] = []
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         self.z_hat = super().hyper(prior, level)
@@ -138,28 +178,25 @@ class Relaxed(Estimate):
         with torch.no_grad():
             values = self._quantise(self.packed(i, part) - mean, scale) + mean
         values.requires_grad_()
-        self.said.append((i, (values - mean, scale, values - mean)))
+        self.said.append(((i, part), (values - mean, scale, values - mean)))
         self.values.append(values)
-        self.parts.append((i, part))
         return values
 
-    def whole(self, packed: Sequence[Tensor]) -> Tensor:
-        """Tensors like `values` -> one like y, (B, M, H, W)."""
-        slices: list[Tensor | int] = [0] * len(self.y)
-        for (i, part), tensor in zip(self.parts, packed):
-            slices[i] = slices[i] + unpack(tensor, part)
-        return torch.cat(slices, 1)
 
-
-class Write:
+class Write(Quantising):
     """Encoding: rounds a batch's latents and hands each picture's symbols and table rows to its SymbolEncoder."""
 
-    keep = None
-
     def __init__(
-        self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, out: Sequence[SymbolEncoder]
+        self,
+        y: Tensor,
+        z: Tensor,
+        slices: tuple[int, ...],
+        gaussian: GaussianPrior,
+        out: Sequence[SymbolEncoder],
+        feedback: Sequence[Feedback] = (),
     ) -> None:
-        self.y, self.z, self.gaussian, self.out = y.split(slices, 1), z, gaussian, out
+        super().__init__(y, slices, gaussian, feedback)
+        self.z, self.out = z, out
 
     def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
         median = prior.median[None, :, None, None]
@@ -170,13 +207,13 @@ class Write:
         return symbols + median
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
-        levels, _ = self.gaussian.quantise(pack(self.y[i], part) - mean, scale)
+        levels, _ = self.gaussian.quantise(self.packed(i, part) - mean, scale)
         for encoder, picture, rows in zip(self.out, _to_numpy(levels), _to_numpy(self.gaussian.index(scale))):
             encoder.put_latent(picture, rows)
         return self.gaussian.values(levels, scale) + mean
 
 
-class Read:
+class Read(Strategy):
     """Decoding: asks each picture's SymbolDecoder for its symbols; z is `z_size` = (height, width).
 
     `keep` bounds the slices that are read; the rest of y_hat is zero.

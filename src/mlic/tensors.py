@@ -14,6 +14,7 @@ from .coder import SymbolDecoder, SymbolEncoder
 from .container import DIGEST_BYTES, MAX_SIDE, CodedTile, MlicFile
 from .decoding import arithmetic, check_plausible, check_quality, decode_file, level_tensor, prior_row
 from .errors import MlicError, PictureError
+from .feedback import search_with_feedback
 from .model import STRIDE
 from .pictures import Picture
 from .refine import Search
@@ -83,11 +84,11 @@ def encode_batch(
     box = whole.aligned(STRIDE)
     # one by one and in one layout: floating point may differ in others, and with it a symbol
     pictures = [to_tensor(network, _pixels(one), box) for one in x]
-    latents = [search.latents(one, level, part=box, seen=box, whole=whole) for one in pictures]
-    y, z = (torch.cat(some) for some in zip(*latents))
+    *latents, feedback = zip(*(search_with_feedback(search, one, level, part=box, seen=box, whole=whole) for one in pictures))
+    y, z = map(torch.cat, latents)
     check_finite(y, z)
     encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]
-    coding.code(Write(y, z, network.config.slices, search.gaussian, encoders), level)
+    coding.code(Write(y, z, network.config.slices, search.gaussian, encoders, sum(feedback, [])), level)
     files = []
     for encoder in encoders:
         stream, escapes, checksum = encoder.finish()
