@@ -11,11 +11,13 @@ from test_refine import Blind, as_tensor, cost
 
 from mlic import feedback, refine
 from mlic.checkerboard import keep
-from mlic.codec import encode_picture
+from mlic.codec import decode_file, encode_picture
 from mlic.config import ANCHOR, NON_ANCHOR
+from mlic.container import MlicFile
 from mlic.feedback import NoiseFeedback, search_with_feedback
 from mlic.pictures import Picture
 from mlic.refine import Search
+from mlic.tensors import encode_batch, encode_tensor
 from mlic.tiles import Box
 from mlic.weights import load_model
 
@@ -59,6 +61,14 @@ def test_it_lowers_what_files_cost(model, monkeypatch):
                 costs.append(cost(model, coded, pixels, quality))
             ratios.append(costs[0] / costs[1])
     assert np.mean(ratios) < 0.9995 and 1 not in ratios
+
+
+def test_tiles_and_batches(model):
+    """Tiles decode to what was meant, and each picture of a batch has its own feedback."""
+    encoded = encode_picture(model, Picture(scene(128, 192)), 60, effort=4, tile=128, reconstruct=True)
+    assert np.array_equal(decode_file(model, MlicFile.from_bytes(encoded.data)).pixels, encoded.reconstruction)
+    batch = torch.stack([torch.from_numpy(scene(64, 96, top)).permute(2, 0, 1) for top in (100, 300)])
+    assert encode_batch(batch, 60, model, effort=4) == [encode_tensor(one, 60, model, effort=4) for one in batch]
 
 
 def test_with_many_passes_only(model):
