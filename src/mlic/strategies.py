@@ -56,9 +56,10 @@ class Quantising(Strategy):
         return pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
 
     def settled(self, i: int, half: bool, y_hat: Tensor) -> None:
-        moved = [picture(i, half, own) for picture, own in zip(self.feedback, y_hat.split(1))]
-        if moved and moved[0] is not None:
-            self._take(torch.cat(moved))
+        if self.feedback:
+            moved = [picture(i, half, own) for picture, own in zip(self.feedback, y_hat.split(1))]
+            if moved[0] is not None:
+                self._take(torch.cat(moved))
 
 
 class _Through(torch.autograd.Function):
