@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import SAMPLE
 from PIL import Image
-from test_refine import Blind, as_tensor, cost
+from test_refine import as_tensor, cost
 
 from mlic import feedback, refine
 from mlic.checkerboard import keep
@@ -39,7 +39,7 @@ def of_whole(model, pixels: np.ndarray) -> NoiseFeedback:
     x, box = as_tensor(pixels), Box(0, 0, *pixels.shape[:2])
     with torch.no_grad():
         y = model.analyse(x, LEVEL)
-        return NoiseFeedback(Search(model, 4), x, y, model.h_a(y), LEVEL, part=box, seen=box, whole=box)
+        return NoiseFeedback(Search(model, 4), x, y, y, model.h_a(y), LEVEL, part=box, seen=box, whole=box)
 
 
 def written(found: NoiseFeedback, errors: torch.Tensor) -> list[torch.Tensor]:
@@ -116,8 +116,8 @@ def test_what_is_beside_a_tile_and_beyond_the_picture(model, part):
     def moved(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             y = model.analyse(pixels, LEVEL)
-            beside = Blind(model, y)
-            found = NoiseFeedback(Search(beside, 4), x, y[place], model.h_a(y[place]), LEVEL, part=part, seen=seen, whole=whole)
+            own = y[place], model.h_a(y[place])
+            found = NoiseFeedback(Search(model, 4), x, y, *own, LEVEL, part=part, seen=seen, whole=whole)
         return found(0, NON_ANCHOR, written(found, torch.full_like(found.y_hat, 0.5))[0][place])
 
     plain, beyond, near = moved(pixels), pixels.clone(), pixels.clone()

@@ -27,10 +27,22 @@ CERTAIN = 0.25  # standard deviation: below it nearly all symbols are zeros, and
 
 
 class NoiseFeedback:
-    """The `Feedback` (strategies.py) of one part of a picture, from what `Search.latents` was given and what it found."""
+    """The `Feedback` (strategies.py) of one part of a picture, from what `Search.latents` was given, what g_a makes of it, and
+    what was found.
+    """
 
     def __init__(
-        self, search: Search, x: Tensor, y: Tensor, z: Tensor, level: Tensor, *, part: Box, seen: Box, whole: Box
+        self,
+        search: Search,
+        x: Tensor,
+        analysed: Tensor,
+        y: Tensor,
+        z: Tensor,
+        level: Tensor,
+        *,
+        part: Box,
+        seen: Box,
+        whole: Box,
     ) -> None:
         self.search, self.part, self.seen, self.whole = search, part, seen, whole
         self.place = (..., *part.within(seen, LATENT))
@@ -42,7 +54,7 @@ class NoiseFeedback:
             sigma = expected.whole(search.looking.sigma(scale) for _, (_, scale, _) in expected.said)
             self.curvature = CURVATURE + BITS_CURVATURE / sigma.square()
             # y_hat of the part and what is beside it: what is known, and until then what is asked for
-            self.y_hat = search.analyse(self.x, self.level) if part != seen else torch.empty_like(self.y)
+            self.y_hat = analysed.clone()
             self.y_hat[self.place] = torch.where(sigma > CERTAIN, self.y, y_hat)
         self.slopes_before = self._slopes()
 
@@ -74,5 +86,6 @@ def search_with_feedback(
     search: Search, x: Tensor, level: Tensor | None, **boxes: Box
 ) -> tuple[Tensor, Tensor, list[NoiseFeedback]]:
     """What `Search.latents` finds, and the feedback for it; none with few passes: one more brings more for its time."""
-    y, z = search.latents(x, level, **boxes)
-    return y, z, [NoiseFeedback(search, x, y, z, level, **boxes)] if search.long else []
+    analysed = search.analyse(x, level)
+    y, z = search.latents(x, level, **boxes, y=analysed)
+    return y, z, [NoiseFeedback(search, x, analysed, y, z, level, **boxes)] if search.long else []

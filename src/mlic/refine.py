@@ -82,14 +82,17 @@ class Search:
         self.looking = copy.copy(self.gaussian)  # for the passes
         self.looking.trellis = QUICK
 
-    def latents(self, x: Tensor, level: Tensor | None, *, part: Box, seen: Box, whole: Box) -> tuple[Tensor, Tensor]:
+    def latents(
+        self, x: Tensor, level: Tensor | None, *, part: Box, seen: Box, whole: Box, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What a file should hold of one part of a picture: y (1, M, h/16, w/16) and z (1, N, h/64, w/64), before they
         are rounded, y by `gaussian`.
 
         `x` (1, 3, H, W) in 0..1 is what `seen` shows of the picture: `part` with its neighbours, in whole multiples of 64
-        where there are passes. `whole` is the picture without padding; errors beyond it do not count.
+        where there are passes. `whole` is the picture without padding; errors beyond it do not count. `y` is
+        what `analyse` makes of x, where that is known.
         """
-        y = self.analyse(x, level)
+        y = self.analyse(x, level) if y is None else y
         place = (..., *part.within(seen, LATENT))
         own = self.model.h_a(y[place])
         if not self.passes:
