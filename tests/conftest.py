@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def _small_model(config: ModelConfig, photo: np.ndarray) -> CompressionModel:
             bias.uniform_(0.5, 4)
             if model.config.scale_form == "log":
                 bias.log_()
+    for net in [] if model.entropy_model.hyper is None else model.entropy_model.hyper.nets:
+        net[-1].bias[: model.config.z_channels].fill_(math.log(3))  # as z is, below
 
     x = torch.from_numpy(photo[:64, :64]).permute(2, 0, 1)[None].float() / 255
     level = torch.full((1,), (model.config.quality_levels - 1) / 2) if model.config.variable_rate else None

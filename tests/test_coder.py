@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mlic import codec, coder, decoding, rans
+from mlic.checkerboard import QUARTERS, WHOLE
 from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.config import FAST, AttentionConfig
 from mlic.container import MlicFile
@@ -97,13 +98,16 @@ class SlowDecoder:
     def get_hyper(self, channels: np.ndarray) -> np.ndarray:
         return self.get(self.prior, (channels + self.prior_row).tolist())
 
+    def get_plain(self, rows: np.ndarray) -> np.ndarray:
+        return self.get(self.gaussian, rows.tolist())
+
     def get_latent(self, rows: np.ndarray) -> np.ndarray:
         """Plain symbols, then 256 turns of the dependent ones, as docs/format.md has it."""
         if len(self.gaussian.rows) == 64:
-            return self.get(self.gaussian, rows.tolist())
+            return self.get_plain(rows)
         levels = np.zeros(len(rows), np.int32)
         plain = [i for i, row in enumerate(rows) if row < 7]
-        levels[plain] = self.get(self.gaussian, rows[plain].tolist())
+        levels[plain] = self.get_plain(rows[plain])
         others = sorted((i for i, row in enumerate(rows) if row >= 7), key=lambda i: rows[i])
         chains = (len(others) + 255) // 256
         states = [0] * chains
@@ -374,6 +378,12 @@ def test_order_of_symbols():
         def put_hyper(self, symbols, channels):
             self.hyper = symbols.tolist(), channels.tolist()
 
+        def put_plain(self, symbols, rows):
+            self.plain = symbols.tolist()
+
+        def get_plain(self, rows):
+            return np.array(self.plain, np.int32)
+
         def put_latent(self, symbols, rows):
             self.latent = symbols.tolist()
 
@@ -388,7 +398,7 @@ def test_order_of_symbols():
     gaussian = tiny.gaussian.plain()
     write = Write(y, z, (4,), gaussian, [out])
     tiny.prior.median.zero_()
-    write.hyper(tiny.prior, None)
+    write.hyper(tiny.prior, None, WHOLE)
     assert out.hyper[0] == list(range(channels * height * width))
     assert out.hyper[1] == [c for c in range(channels) for _ in range(height * width)]
     mean = torch.full((1, 4, 4, 3), 0.25)
@@ -398,6 +408,12 @@ def test_order_of_symbols():
         assert out.latent == [int(y[0, c, r, k]) for c, r, k in wanted]
         back = Read((height, width), gaussian, [out]).latent(0, anchor, mean, mean)
         assert (back - mean).flatten().tolist() == out.latent
+    for places, rows, columns in zip(QUARTERS, ([0], [1], [0], [1]), ([0, 2], [1], [1], [0, 2])):
+        mean = torch.full((1, channels, len(rows), len(columns)), 0.25)
+        write.hyper_given(places, mean, mean)
+        assert out.plain == [int(z[0, c, r, k]) for c in range(channels) for r in rows for k in columns]
+        back = Read((height, width), gaussian, [out]).hyper_given(places, mean, mean)
+        assert (back - mean).flatten().tolist() == out.plain
 
 
 def tiny_model():

@@ -195,8 +195,13 @@ def test_z_is_settled(small_models):
     """As docs/format.md says of it; beyond the limit another decoder would find other tables."""
 
     class Given(Strategy):
-        def hyper(self, prior, level):
+        z_size = (1, 1)
+
+        def hyper(self, prior, level, places):
             return torch.full((1, prior.channels, 1, 1), 1e5, dtype=torch.float64)
+
+        def hyper_given(self, places, mean, scale):
+            return mean
 
         def latent(self, i, part, mean, scale):
             return mean

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from mlic.checkerboard import Step, keep, pack, unpack
+from mlic.checkerboard import QUARTERS, Step, keep, pack, unpack
 from mlic.codec import encode_picture, estimate_bytes
+from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.config import ANCHOR, CONFIGS, NON_ANCHOR, ModelConfig
 from mlic.container import MlicFile
 from mlic.context import LinearAttention, SoftmaxAttention, WindowContext
+from mlic.exact import exact_twin
 from mlic.model import build_model, count_parameters, kmac_per_pixel
 from mlic.pictures import read_picture
-from mlic.strategies import Estimate
+from mlic.strategies import Estimate, Read, Write
 from mlic.weights import find_weights
 
 
@@ -102,6 +104,49 @@ def test_a_step_sees_the_steps_before_it(small_models):
     for k, part in enumerate(order):
         moved = scales(y + 5 * unpack(torch.ones_like(pack(y, part)), part))
         assert [not torch.equal(base[p], moved[p]) for p in order] == [False] * (k + 1) + [True] * (3 - k)
+
+
+@torch.inference_mode()
+def test_quarters_of_z_see_those_before_them(small_models):
+    """Their means and scales depend on the quarters before, next to them, and on no other; together they are all of z."""
+    model = small_models["fast"]
+    z = 3 * torch.randn(1, model.config.z_channels, 5, 7)
+    y = torch.zeros(1, model.config.latent_channels, 0, 0)
+
+    def said(z):
+        seen = {}
+
+        class Spy(Estimate):
+            def hyper_given(self, places, mean, scale):
+                seen[QUARTERS.index(places)] = torch.cat([mean, scale], 1)
+                return super().hyper_given(places, mean, scale)
+
+        strategy = Spy(y, z, model.config.slices, model.gaussian, noisy=False)
+        return seen, model.entropy_model.walk_hyper(model.prior, torch.zeros(1), strategy)
+
+    base, z_hat = said(z)
+    assert list(base) == [1, 2, 3] and z_hat.shape == z.shape and (z_hat - z).abs().max() <= 0.5 + 1e-5
+    for k, places in enumerate(QUARTERS):
+        other = z.clone()
+        other[(..., *places)] += 5
+        moved = said(other)[0]
+        assert [not torch.equal(base[i], moved[i]) for i in base] == [i > k for i in base]
+
+
+@pytest.mark.parametrize("name", ["fast", "mlic"])
+@torch.inference_mode()
+def test_z_of_one_position(small_models, name):
+    """Three of its quarters are empty, or two, of a row; a plane of no position has no bits."""
+    model = small_models[name]
+    level = torch.zeros(1) if model.config.variable_rate else None
+    for size in ((1, 1), (1, 3), (2, 1)):
+        z = torch.randn(1, model.config.z_channels, *size)
+        y = torch.randn(1, model.config.latent_channels, 4 * size[0], 4 * size[1])
+        encoder = SymbolEncoder(model.tables)
+        y_hat = exact_twin(model).code(Write(y, z, model.config.slices, model.gaussian, [encoder]), level)
+        decoder = SymbolDecoder(model.tables, *encoder.finish())
+        assert torch.equal(exact_twin(model).code(Read(size, model.gaussian, [decoder]), level), y_hat)
+        decoder.finish()
 
 
 def test_attentions_against_their_formulas():

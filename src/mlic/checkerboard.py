@@ -5,6 +5,8 @@ Anchors sit where (row + column) is odd, non-anchors where it is even, as in the
 
 In steps, the anchors of even rows come first: they are a plane of half the size, with anchors (FIRST) and non-anchors
 (SECOND) of its own. Each anchor of an odd row (THIRD) then has four of them around it.
+
+A plane of z, which may have odd sides, is coded whole or in quarters: rows and columns of one parity each.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ class Step(enum.Enum):
 
 
 FIRST, SECOND, THIRD = Step
+Places = tuple[slice, slice]  # rows and columns of z
+WHOLE: Places = (slice(None), slice(None))
+QUARTERS: tuple[Places, ...] = tuple((slice(i, None, 2), slice(j, None, 2)) for i, j in ((0, 0), (1, 1), (0, 1), (1, 0)))
 
 
 def even_anchors(x: Tensor) -> Tensor:
@@ -112,3 +117,10 @@ class _Move(torch.autograd.Function):
 def keep(x: Tensor, anchor: bool) -> Tensor:
     """Zero the other parity, keep the shape."""
     return unpack(pack(x, anchor), anchor)
+
+
+def place(values: Tensor, places: Places, size: tuple[int, int]) -> Tensor:
+    """A plane of `size` = (H, W) with these values at some places, and zeros elsewhere: (B, C, h, w) -> (B, C, H, W)."""
+    out = values.new_zeros(*values.shape[:2], *size)
+    out[(..., *places)] = values
+    return out

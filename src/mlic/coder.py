@@ -58,10 +58,13 @@ class SymbolEncoder:
     def put_hyper(self, symbols: np.ndarray, channels: np.ndarray) -> None:
         self._put(self.tables.prior, symbols, channels + self.prior_row)
 
+    def put_plain(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+        self._put(self.tables.gaussian, symbols, rows)
+
     def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
         """Levels as of dependent.py; without dependent quantisation they are the symbols."""
         for symbols, own in coded(levels, rows, dependent=self.tables.dependent):
-            self._put(self.tables.gaussian, symbols, own)
+            self.put_plain(symbols, own)
 
     def _put(self, tables: TableSet, symbols: np.ndarray, rows: np.ndarray) -> None:
         self.checksum = zlib.crc32(symbols.astype("<i4").tobytes(), self.checksum)
@@ -109,10 +112,13 @@ class SymbolDecoder:
     def get_hyper(self, channels: np.ndarray) -> np.ndarray:
         return self._counted(self._get(self.tables.prior, channels + self.prior_row))
 
+    def get_plain(self, rows: np.ndarray) -> np.ndarray:
+        return self._counted(self._get(self.tables.gaussian, rows))
+
     def get_latent(self, rows: np.ndarray) -> np.ndarray:
         """Levels as of dependent.py; without dependent quantisation they are the symbols."""
         if not self.tables.dependent:
-            return self._counted(self._get(self.tables.gaussian, rows))
+            return self.get_plain(rows)
         plain, turns = parts(rows)
         levels, states = np.zeros(len(rows), np.int32), States(turns)
         if len(plain):

@@ -52,6 +52,7 @@ class ModelConfig:
     local: Literal["conv", "window", "conv3"] = "window"
     intra: AttentionConfig | None = AttentionConfig(kind="linear")
     inter: AttentionConfig | None = None
+    hyper_hidden: int = 0  # 0: all of z has the factorised prior; otherwise a quarter, and nets for the rest, see HyperContext
     step_hidden: int = 0  # 0: a slice's anchors all at once; otherwise the first slice's in three steps, see AnchorSteps
     parameters_hidden: tuple[int, ...] = (320, 256, 128)
     lrp_hidden: tuple[int, int] = (224, 128)
@@ -70,7 +71,7 @@ class ModelConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(get_args(hint))}")
         sizes = [self.width, self.z_channels, self.phi_h_channels, *self.slices, *self.channel_hidden]
         sizes += [*self.parameters_hidden, *self.lrp_hidden, *self.lrp_kernels]
-        optional = [self.coarse_width, *self.depth, self.step_hidden, self.quality_levels]
+        optional = [self.coarse_width, *self.depth, self.hyper_hidden, self.step_hidden, self.quality_levels]
         if not all(type(size) is int and 1 <= size <= 4096 for size in sizes) or not all(
             type(size) is int and 0 <= size <= 4096 for size in optional
         ):
@@ -89,9 +90,14 @@ class ModelConfig:
         return sum(self.slices)
 
     @property
+    def hyper_batches(self) -> int:
+        """How many batches of symbols z has."""
+        return 4 if self.hyper_hidden else 1
+
+    @property
     def symbol_batches(self) -> int:
-        """How many batches of symbols a tile has: z, and the halves of each slice, one of them perhaps in three steps."""
-        return 1 + 2 * len(self.slices) + (2 if self.step_hidden else 0)
+        """How many a tile has: z's, and the halves of each slice, one of them perhaps in three steps."""
+        return self.hyper_batches + 2 * len(self.slices) + (2 if self.step_hidden else 0)
 
     @property
     def variable_rate(self) -> bool:
@@ -155,6 +161,7 @@ FAST = ModelConfig(
     local="conv3",
     intra=None,
     inter=None,
+    hyper_hidden=40,
     step_hidden=64,
     parameters_hidden=(192, 128),
     lrp_hidden=(96, 64),

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkerboard import THIRD, Step, even_anchors, keep, pack, unpack
+from .checkerboard import QUARTERS, THIRD, Step, even_anchors, keep, pack, unpack
 from .config import ANCHOR, NON_ANCHOR, AttentionConfig
 from .layers import activated, conv
+from .prior import LevelTable
 
 
 class ConvStack(nn.Sequential):
@@ -42,6 +43,22 @@ class AnchorSteps(nn.Module):
         if step is THIRD:
             return pack(self.third(torch.cat([parameters, before], 1)), THIRD)
         return pack(self.second(torch.cat([even_anchors(parameters), even_anchors(before)], 1)), NON_ANCHOR)
+
+
+class HyperContext(nn.Module):
+    """What the quarters of z say of each other. The factorised prior has the first; each of the others has Gaussians around
+    its medians, from a net that sees the quarters before it and, in an offset of its inputs, the quality.
+    """
+
+    def __init__(self, channels: int, hidden: int, levels: int, act: str) -> None:
+        super().__init__()
+        self.offset = LevelTable(torch.zeros(levels, channels)) if levels else None
+        self.nets = nn.ModuleList(
+            ConvStack(channels, hidden, hidden, 2 * channels, kernels=(3, 1, 1), act=act) for _ in QUARTERS[1:]
+        )
+        for net in self.nets:
+            nn.init.zeros_(net[-1].weight)
+            nn.init.zeros_(net[-1].bias)
 
 
 class SoftmaxAttention(nn.Module):

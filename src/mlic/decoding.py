@@ -96,7 +96,7 @@ def _decode_tile(
     y_hat = coding.code(read, level).float()
     if keep is None and not source.exhausted:
         source.finish()
-    if source.exhausted and source.batches < 2:  # not even half a slice
+    if source.exhausted and source.batches <= coding.config.hyper_batches:  # not even half a slice
         return nothing, 0
     return y_hat, source.batches if source.exhausted else None
 
@@ -180,11 +180,12 @@ def check_quality(model: CompressionModel, file: MlicFile) -> None:
 
 def check_plausible(model: CompressionModel, file: MlicFile, tile: CodedTile, box: Box) -> None:
     """Before anything as large as the picture is allocated: can so few bytes hold as much as z, and can they be decoded?"""
-    positions = box.size[0] * box.size[1] // STRIDE**2
+    rows, columns = (side // STRIDE for side in box.size)
+    first = rows * columns if model.config.hyper_batches == 1 else -(-rows // 2) * -(-columns // 2)
     least = model.tables.prior.least_bits(prior_row(model, file.quality), model.config.z_channels)
-    if not tile.cut and 8 * len(tile.stream) + 64 < positions * least:
+    if not tile.cut and 8 * len(tile.stream) + 64 < first * least:
         raise DamagedFile(f"{len(tile.stream)} bytes are too few for {file.width}x{file.height} pixels")
-    if file.exact and positions * STRIDE**2 > MAX_EXACT_TILE:
+    if file.exact and math.prod(box.size) > MAX_EXACT_TILE:
         raise UnsupportedFile(f"a tile of more than {MAX_EXACT_TILE >> 20} Mi pixels cannot be decoded exactly")
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkerboard import FIRST, SECOND, THIRD, Step, pack, unpack
+from .checkerboard import FIRST, QUARTERS, SECOND, THIRD, WHOLE, Step, pack, place, unpack
 from .config import ANCHOR, NON_ANCHOR, ModelConfig
-from .context import AnchorSteps, ConvStack, HalfTanh, InterSliceContext, IntraSliceContext, local_context
+from .context import AnchorSteps, ConvStack, HalfTanh, HyperContext, InterSliceContext, IntraSliceContext, local_context
+from .prior import FactorizedPrior
 from .strategies import Strategy
 
 
@@ -64,8 +65,25 @@ class MultiReferenceEntropyModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.channels = config.latent_channels
+        self.hyper = None
+        if config.hyper_hidden:
+            self.hyper = HyperContext(config.z_channels, config.hyper_hidden, config.quality_levels, config.activation)
         self.slices = nn.ModuleList(SliceNets(config, i) for i in range(len(config.slices)))
         self.lrp_activation, self.settle = HalfTanh(), Settle()
+
+    def walk_hyper(self, prior: FactorizedPrior, level: Tensor | None, strategy: Strategy) -> Tensor:
+        """-> z_hat (B, N, h, w), from `strategy.hyper` and, where z is coded in quarters, `strategy.hyper_given`."""
+        if self.hyper is None:
+            return self.settle(strategy.hyper(prior, level, WHOLE))
+        median, size = prior.median[None, :, None, None], strategy.z_size
+        offset = 0 if self.hyper.offset is None else self.hyper.offset(level)[:, :, None, None]
+        z_hat = self.settle(strategy.hyper(prior, level, QUARTERS[0]))
+        known = place(z_hat - median, QUARTERS[0], size)  # zeros where nothing is decoded yet
+        for places, net in zip(QUARTERS[1:], self.hyper.nets):
+            scale, mean = net(self.settle(known + offset))[(..., *places)].chunk(2, 1)
+            z_hat = self.settle(strategy.hyper_given(places, mean + median, scale))
+            known = known + place(z_hat - median, places, size)
+        return known + median
 
     def walk(self, phi_h: Tensor, strategy: Strategy) -> Tensor:
         """Phi_h = h_s(z_hat) (B, phi_h_channels, H, W) -> y_hat (B, M, H, W).

@@ -283,6 +283,7 @@ REPLACEMENTS = {
     nn.LeakyReLU: ExactLeakyReLU,
     nn.GELU: lambda _: ExactGELU("gelu"),
     HalfTanh: lambda _: Table("half_tanh"),
+    LevelTable: ExactLevelTable,
     Settle: lambda _: ExactSettle(),
     SoftmaxAttention: ExactSoftmaxAttention,
     LinearAttention: ExactLinearAttention,

@@ -91,7 +91,7 @@ class CompressionModel(nn.Module):
 
     def code(self, strategy: Strategy, level: Tensor | None = None) -> Tensor:
         """Let a strategy take z and y through the priors -> y_hat (B, M, H/16, W/16)."""
-        phi_h = self.h_s(self.entropy_model.settle(strategy.hyper(self.prior, level)))
+        phi_h = self.h_s(self.entropy_model.walk_hyper(self.prior, level, strategy))
         if self.gains is not None:
             offset = self.gains.phi_h(level)[:, :, None, None]
             phi_h = self.entropy_model.settle(phi_h + offset.to(phi_h.dtype))

@@ -141,9 +141,11 @@ class Search:
             if cost < lowest:
                 lowest, best, errors = cost, now, errors_now.detach()
                 if left:
-                    slopes = torch.autograd.grad(errors_now.sum() + RATE_WEIGHT * bits, [*relaxed.values, relaxed.z_hat])
-                    at = relaxed.whole(relaxed.values).detach(), relaxed.z_hat.detach()
-                    downhill = zip(at, (relaxed.whole(slopes[:-1]), slopes[-1]), curvatures)
+                    values, z_values = relaxed.values, relaxed.z_values
+                    slopes = torch.autograd.grad(errors_now.sum() + RATE_WEIGHT * bits, [*values, *z_values])
+                    at = relaxed.whole(values).detach(), relaxed.whole_z(z_values).detach()
+                    slopes = relaxed.whole(slopes[: len(values)]), relaxed.whole_z(slopes[len(values) :])
+                    downhill = zip(at, slopes, curvatures)
                     target = tuple(value - (slope / curvature).clamp(-LONGEST, LONGEST) for value, slope, curvature in downhill)
             else:  # the step was too long: half of it, from where it began
                 length /= 2

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkerboard import Step, pack, unpack
+from .checkerboard import QUARTERS, WHOLE, Places, Step, pack, place, unpack
 from .config import ANCHOR, NON_ANCHOR
 from .prior import FactorizedPrior, GaussianPrior
 
@@ -22,10 +22,15 @@ if TYPE_CHECKING:  # training runs without the coder's package
 
 
 class Strategy:
+    z_size: tuple[int, int]  # height and width of z
     keep: int | None = None  # slices to walk; None: all
 
-    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
-        """-> z_hat."""
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None, places: Places) -> Tensor:
+        """-> z_hat at some places, or all, of which nothing else is known."""
+        raise NotImplementedError
+
+    def hyper_given(self, places: Places, mean: Tensor, scale: Tensor) -> Tensor:
+        """-> z_hat at some more places, given those before."""
         raise NotImplementedError
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
@@ -41,10 +46,13 @@ Feedback = Callable[[int, bool, Tensor], Tensor | None]
 
 
 class Quantising(Strategy):
-    """What has a y to quantise, (B, M, H, W), and for each picture a feedback, or none at all."""
+    """What has a y to quantise, (B, M, H, W), a z, (B, N, h, w), and for each picture a feedback, or none at all."""
 
-    def __init__(self, y: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, feedback: Sequence[Feedback] = ()) -> None:
-        self.slices, self.gaussian, self.feedback = slices, gaussian, feedback
+    def __init__(
+        self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior, feedback: Sequence[Feedback] = ()
+    ) -> None:
+        self.z, self.slices, self.gaussian, self.feedback = z, slices, gaussian, feedback
+        self.z_size = (z.shape[2], z.shape[3])
         self._take(y)
 
     def _take(self, y: Tensor) -> None:
@@ -94,20 +102,31 @@ class Estimate(Quantising):
         *,
         noisy: bool,
     ) -> None:
-        super().__init__(y.float(), slices, gaussian.plain() if noisy else gaussian, feedback)  # no bfloat16 of autocast
-        self.z, self.noisy = z.float(), noisy
+        prior = gaussian.plain() if noisy else gaussian
+        super().__init__(y.float(), z.float(), slices, prior, feedback)  # no bfloat16 of autocast
+        self.noisy = noisy
         # slice and part, and what `GaussianPrior.bits` takes
         self.said: list[tuple[tuple[int, bool | Step], tuple[Tensor, Tensor, Tensor]]] = []
         self.spent: list[Tensor] = []  # the bits of dependent symbols, if there are any
         self.z_bits = torch.zeros(())
 
-    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
-        median = prior.median[None, :, None, None]
-        residual = self.z - median
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None, places: Places) -> Tensor:
+        median, z = prior.median[None, :, None, None], self.z[(..., *places)]
+        residual = z - median
         z_hat = (_Through.apply(residual, residual.detach().round()) + median).to(median.dtype)
-        at = self.z + torch.rand_like(self.z) - 0.5 if self.noisy else z_hat
+        at = z + torch.rand_like(z) - 0.5 if self.noisy else z_hat
         self.z_bits = -prior.likelihood(at, level).log2().flatten(1).sum(1)
         return z_hat
+
+    def hyper_given(self, places: Places, mean: Tensor, scale: Tensor) -> Tensor:
+        z = self.z[(..., *places)]
+        residual = z - mean
+        symbols = residual.detach().round()
+        self._add_z_bits(symbols, scale, residual + torch.rand_like(residual) - 0.5 if self.noisy else residual)
+        return _Through.apply(z, (symbols + mean).detach())
+
+    def _add_z_bits(self, symbols: Tensor, scale: Tensor, at: Tensor) -> None:
+        self.z_bits = self.z_bits + self.gaussian.plain().bits(symbols, scale, at).flatten(1).sum(1)
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
@@ -161,19 +180,31 @@ class Estimate(Quantising):
 
 
 class Relaxed(Estimate):
-    """The rounded estimate, whose bits and y_hat can be differentiated by `z_hat` and by `values`: what y_hat is made of
-    before the latent residual predictions, in coding order, at the symbols that a file would hold.
+    """The rounded estimate, whose bits and y_hat can be differentiated by `z_values`, the parts of z_hat, and by `values`: what
+    y_hat is made of before the latent residual predictions, both in coding order, at the symbols that a file would hold.
     """
-
-    z_hat: Tensor
 
     def __init__(self, y: Tensor, z: Tensor, slices: tuple[int, ...], gaussian: GaussianPrior) -> None:
         super().__init__(y, z.detach().requires_grad_(), slices, gaussian, noisy=False)
         self.values: list[Tensor] = []
+        self.z_values: list[Tensor] = []
 
-    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
-        self.z_hat = super().hyper(prior, level)
-        return self.z_hat
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None, places: Places) -> Tensor:
+        self.z_values.append(super().hyper(prior, level, places))
+        return self.z_values[-1]
+
+    def hyper_given(self, places: Places, mean: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            values = (self.z[(..., *places)] - mean).round() + mean
+        values.requires_grad_()
+        self._add_z_bits(values - mean, scale, values - mean)
+        self.z_values.append(values)
+        return values
+
+    def whole_z(self, parts: Sequence[Tensor]) -> Tensor:
+        """Something for each of `z_values` -> one tensor like z, (B, N, h, w)."""
+        everywhere = QUARTERS if len(parts) > 1 else [WHOLE]
+        return torch.stack([place(part, places, self.z_size) for part, places in zip(parts, everywhere)]).sum(0)
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():
@@ -196,16 +227,22 @@ class Write(Quantising):
         out: Sequence[SymbolEncoder],
         feedback: Sequence[Feedback] = (),
     ) -> None:
-        super().__init__(y, slices, gaussian, feedback)
-        self.z, self.out = z, out
+        super().__init__(y, z, slices, gaussian, feedback)
+        self.out = out
 
-    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None, places: Places) -> Tensor:
         median = prior.median[None, :, None, None]
-        symbols = (self.z - median).round()
+        symbols = (self.z[(..., *places)] - median).round()
         rows = np.repeat(np.arange(prior.channels), symbols.shape[2] * symbols.shape[3])
         for encoder, picture in zip(self.out, _to_numpy(symbols)):
             encoder.put_hyper(picture, rows)
         return symbols + median
+
+    def hyper_given(self, places: Places, mean: Tensor, scale: Tensor) -> Tensor:
+        symbols = (self.z[(..., *places)] - mean).round()
+        for encoder, picture, rows in zip(self.out, _to_numpy(symbols), _to_numpy(self.gaussian.index(scale))):
+            encoder.put_plain(picture, rows)
+        return symbols + mean
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         levels, _ = self.gaussian.quantise(self.packed(i, part) - mean, scale)
@@ -225,11 +262,17 @@ class Read(Strategy):
     ) -> None:
         self.z_size, self.gaussian, self.sources, self.keep = z_size, gaussian, sources, keep
 
-    def hyper(self, prior: FactorizedPrior, level: Tensor | None) -> Tensor:
-        rows = np.repeat(np.arange(prior.channels), self.z_size[0] * self.z_size[1])
+    def hyper(self, prior: FactorizedPrior, level: Tensor | None, places: Places) -> Tensor:
+        height, width = (len(range(side)[part]) for side, part in zip(self.z_size, places))
+        rows = np.repeat(np.arange(prior.channels), height * width)
         symbols = np.stack([source.get_hyper(rows) for source in self.sources])
-        symbols = torch.from_numpy(symbols).to(prior.median).view(-1, prior.channels, *self.z_size)
+        symbols = torch.from_numpy(symbols).to(prior.median).view(-1, prior.channels, height, width)
         return symbols + prior.median[None, :, None, None]
+
+    def hyper_given(self, places: Places, mean: Tensor, scale: Tensor) -> Tensor:
+        rows = _to_numpy(self.gaussian.index(scale))
+        symbols = np.stack([source.get_plain(picture) for source, picture in zip(self.sources, rows)])
+        return torch.from_numpy(symbols).to(mean).view_as(mean) + mean
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         rows = _to_numpy(self.gaussian.index(scale))

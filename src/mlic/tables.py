@@ -127,11 +127,13 @@ class SymbolCounter:
     def put_hyper(self, symbols: np.ndarray, channels: np.ndarray) -> None:
         pass
 
+    def put_plain(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+        places = rows * self.counts.shape[1] + symbols.clip(-MAX_HALF_WIDTH, MAX_HALF_WIDTH) + MAX_HALF_WIDTH
+        self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
+
     def put_latent(self, levels: np.ndarray, rows: np.ndarray) -> None:
-        width = self.counts.shape[1]
         for symbols, own in coded(levels, rows, dependent=self.dependent):
-            places = own * width + symbols.clip(-MAX_HALF_WIDTH, MAX_HALF_WIDTH) + MAX_HALF_WIDTH
-            self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
+            self.put_plain(symbols, own)
 
 
 def gaussian_tables(counts: np.ndarray | None = None, *, dependent: bool = False) -> TableSet:

@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "99f8aef0c5e7d7a60340755adc9eb54da3ea177a8abb07da790033a334f23a9b",
+    "fast.safetensors": "f5519af323d3973f33ab70060372fb90067f43df2d66596acf12452c1f59de28",
 }
 
 
