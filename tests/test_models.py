@@ -136,7 +136,7 @@ def test_quarters_of_z_see_those_before_them(small_models):
 @pytest.mark.parametrize("name", ["fast", "mlic"])
 @torch.inference_mode()
 def test_z_of_one_position(small_models, name):
-    """Three of its quarters are empty, or two, of a row; a plane of no position has no bits."""
+    """Three of its quarters are empty, or two, of a row: there and back all the same."""
     model = small_models[name]
     level = torch.zeros(1) if model.config.variable_rate else None
     for size in ((1, 1), (1, 3), (2, 1)):

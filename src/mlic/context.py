@@ -22,6 +22,12 @@ class ConvStack(nn.Sequential):
     def __init__(self, *channels: int, kernels: tuple[int, ...], act: str) -> None:
         super().__init__(*activated([conv(a, b, kernel=kernel) for a, b, kernel in zip(channels, channels[1:], kernels)], act))
 
+    def silenced(self) -> ConvStack:
+        """With a last layer of zeros: it begins with nothing to say, and learns to."""
+        nn.init.zeros_(self[-1].weight)
+        nn.init.zeros_(self[-1].bias)
+        return self
+
 
 class AnchorSteps(nn.Module):
     """What anchors say of each other. Anchors see nothing of their slice; where they are coded in three steps
@@ -32,11 +38,8 @@ class AnchorSteps(nn.Module):
     def __init__(self, channels: int, hidden: int, act: str) -> None:
         super().__init__()
         self.second, self.third = (
-            ConvStack(3 * channels, hidden, hidden, 2 * channels, kernels=(3, 1, 1), act=act) for _ in range(2)
+            ConvStack(3 * channels, hidden, hidden, 2 * channels, kernels=(3, 1, 1), act=act).silenced() for _ in range(2)
         )
-        for net in (self.second, self.third):
-            nn.init.zeros_(net[-1].weight)
-            nn.init.zeros_(net[-1].bias)
 
     def forward(self, step: Step, parameters: Tensor, before: Tensor) -> Tensor:
         """Entropy parameters (B, 2C, H, W) as known so far, the steps before (B, C, H, W) -> what to add, packed."""
@@ -54,11 +57,8 @@ class HyperContext(nn.Module):
         super().__init__()
         self.offset = LevelTable(torch.zeros(levels, channels)) if levels else None
         self.nets = nn.ModuleList(
-            ConvStack(channels, hidden, hidden, 2 * channels, kernels=(3, 1, 1), act=act) for _ in QUARTERS[1:]
+            ConvStack(channels, hidden, hidden, 2 * channels, kernels=(3, 1, 1), act=act).silenced() for _ in QUARTERS[1:]
         )
-        for net in self.nets:
-            nn.init.zeros_(net[-1].weight)
-            nn.init.zeros_(net[-1].bias)
 
 
 class SoftmaxAttention(nn.Module):

@@ -51,9 +51,7 @@ class SliceNets(nn.Module):
         def lrp() -> ConvStack:
             inputs = config.phi_h_channels // 2 + before + channels
             net = ConvStack(inputs, *config.lrp_hidden, channels, kernels=config.lrp_kernels, act=act)
-            nn.init.zeros_(net[-1].weight)  # training starts from plain rounding
-            nn.init.zeros_(net[-1].bias)
-            return net
+            return net.silenced()  # training starts from plain rounding
 
         self.parameters_anchor, self.parameters_non_anchor = parameters(shared), parameters(shared + own)
         self.lrp_anchor, self.lrp_non_anchor = lrp(), lrp()
