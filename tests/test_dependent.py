@@ -16,7 +16,7 @@ from mlic.codec import decode_file, encode_picture
 from mlic.coder import SymbolDecoder, SymbolEncoder
 from mlic.config import FAST
 from mlic.container import MlicFile
-from mlic.dependent import CHAIN, FILES, FIRST_ROW, QUICK, STEPS, States, Trellis, choose, levels_of, parts, symbols_of
+from mlic.dependent import CHAIN, FILES, FIRST_ROW, QUICK, SHIFTS, STEPS, States, Trellis, choose, levels_of, parts, symbols_of
 from mlic.errors import WeightsError
 from mlic.model import level_lambda
 from mlic.pictures import Picture
@@ -93,10 +93,11 @@ def test_free_chains_gain_by_where_they_begin():
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("error_bits", [3.0, 18.0])
-def test_the_best_path_is_found(tables, seed, error_bits):
+@pytest.mark.parametrize("shifts", [None, SHIFTS])
+def test_the_best_path_is_found(tables, seed, error_bits, shifts):
     residual, rows = drawn(5, first=FIRST_ROW, seed=seed)
     bits = lattice_bits(tables.gaussian)
-    levels, spent = choose(residual, rows, torch.zeros_like(rows), bits, error_bits)
+    levels, spent = choose(residual, rows, torch.zeros_like(rows), bits, error_bits, shifts=shifts)
     order = np.argsort(rows.numpy(), kind="stable")  # one chain
 
     def cost(symbols) -> tuple[float, list[int], list[float]]:
@@ -104,7 +105,10 @@ def test_the_best_path_is_found(tables, seed, error_bits):
         for symbol, place in zip(symbols, order):
             path.append(int(levels_of(np.array(symbol), FILES.lattice[state])))
             each.append(bits[FILES.lattice[state], rows[place], abs(symbol)].item())
-            error += (STEPS[rows[place]].item() * path[-1] - residual[place].item()) ** 2
+            value = STEPS[rows[place]].item() * path[-1]
+            if shifts is not None:
+                value += math.copysign(shifts[rows[place], min(3, abs(path[-1]))].item(), path[-1])
+            error += (value - residual[place].item()) ** 2
             state = FILES.next[state, symbol & 1]
         return error_bits * error + sum(each), path, each
 
@@ -112,6 +116,22 @@ def test_the_best_path_is_found(tables, seed, error_bits):
     best = min(cost(symbols) for symbols in itertools.product(*(range(k - 3, k + 4) for k in near)))
     assert levels.dtype == torch.int64 and levels[order].tolist() == best[1]
     assert spent[order].tolist() == pytest.approx(best[2])
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_what_levels_stand_for(tables, shifted):
+    """As docs/format.md has it, on the grid of exact arithmetic."""
+    prior = GaussianPrior("linear", shifted=shifted)
+    prior.lattice_bits = lattice_bits(tables.gaussian)
+    scale, levels = scale_table()[:, None].repeat(1, 11), torch.arange(-5.0, 6)[None].repeat(SCALE_LEVELS, 1)
+    values = prior.values(levels.double(), scale)
+    assert ("shifts" in prior.state_dict()) == shifted and (values * 2**12 == (values * 2**12).round()).all()
+    for row, n in itertools.product(range(SCALE_LEVELS), range(-5, 6)):
+        step = 1 if row < 7 else 11 / 16 if row < 16 else 5 / 8
+        shift = prior.shifts[row, min(abs(n), 3)].item() if shifted else 0
+        assert values[row, n + 5] == step * n + (n > 0) * shift - (n < 0) * shift
+    prior.lattice_bits = None  # as in training
+    assert torch.equal(prior.values(levels, scale), levels)
 
 
 def test_nothing_to_choose(tables):

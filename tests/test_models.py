@@ -43,6 +43,12 @@ def test_a_weight_of_errors_is_positive(value):
         dataclasses.replace(CONFIGS["fast"], error_bits=value)
 
 
+@pytest.mark.parametrize("value", [1, None, "true"])
+def test_shifted_is_true_or_false(value):
+    with pytest.raises(ValueError, match="shifted"):
+        dataclasses.replace(CONFIGS["fast"], shifted=value)
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "a\\b", "a b", 5])
 def test_a_name_is_fit_for_a_file(name):
     with pytest.raises(ValueError, match="a model's name has letters"):

@@ -25,7 +25,7 @@ from mlic.strategies import Write
 from mlic.tiles import Box
 from mlic.weights import find_weights, load_model, save_weights
 
-RECORDED = [(20, 139, 31.46), (50, 227, 36.50), (80, 423, 39.79)]  # of the packaged weights on `photo`: quality, bytes, dB
+RECORDED = [(20, 139, 31.34), (50, 227, 36.56), (80, 431, 39.76)]  # of the packaged weights on `photo`: quality, bytes, dB
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 31), (65, 64), (512, 384)], ids=lambda s: f"{s[0]}x{s[1]}")

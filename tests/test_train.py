@@ -394,18 +394,18 @@ def test_contexts_that_say_nothing_can_be_left_out(small_models, left_out):
         begun(given.config, model)
 
 
-@pytest.mark.parametrize("part", ["step_hidden", "hyper_hidden"])
+@pytest.mark.parametrize("part", ["step_hidden", "hyper_hidden", "shifted"])
 @torch.no_grad()
 def test_steps_and_contexts_of_z_begin_with_nothing_to_add(small_models, part):
-    """But z has other densities than the prior's at once, around the same medians."""
+    """But z has other densities than the prior's at once, around the same medians; values of plain symbols have no shifts."""
     torch.manual_seed(0)
-    given = build_model(dataclasses.replace(small_models["fast"].config, **{part: 0})).eval()
+    given = build_model(dataclasses.replace(small_models["fast"].config, **{part: False if part == "shifted" else 0})).eval()
     model = begun(small_models["fast"].config, given).eval()
     x, level = torch.rand(2, 3, 192, 64), torch.tensor([0.0, 3.0])
     (before, a), (after, b) = given(x, level, noisy=False), model(x, level, noisy=False)
     torch.testing.assert_close(after, before)
     torch.testing.assert_close(b.y_bits, a.y_bits)
-    assert torch.allclose(b.z_bits, a.z_bits) == (part == "step_hidden") and b.z_bits.isfinite().all()
+    assert torch.allclose(b.z_bits, a.z_bits) == (part != "hyper_hidden") and b.z_bits.isfinite().all()
     with pytest.raises(ValueError, match="another shape"):
         begun(given.config, model)
 

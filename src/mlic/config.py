@@ -60,6 +60,7 @@ class ModelConfig:
     scale_form: Literal["linear", "log"] = "linear"  # what the entropy nets emit for the scale
     error_bits: float | None = None  # weight of the error when symbols are chosen, see GaussianPrior; None: the nearest
     dependent: int = 0  # states of dependent quantisation of y, see dependent.py; 0: plain symbols
+    shifted: bool = False  # whether values lie off the lattices of dependent quantisation, as `gaussian.shifts` says
     quality_levels: int = 0  # 0: one rate; otherwise the number of learned gain vectors
     lambda_range: tuple[float, float] = PAPERS_LAMBDAS  # MSE on 0..255, at the first and the last level
     padding: Literal["zero", "edge"] = "zero"
@@ -80,6 +81,8 @@ class ModelConfig:
             raise ValueError("error_bits is a positive number or None")
         if self.dependent not in (0, 512):
             raise ValueError(f"dependent is 0 or 512 states, not {self.dependent!r}, which other versions of mlic may know")
+        if type(self.shifted) is not bool:
+            raise ValueError(f"shifted is true or false, not {self.shifted!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[\w+-][\w+.-]*", self.name)):  # it is part of file names
             raise ValueError(f"a model's name has letters, digits, and + - . _ in it, not {self.name!r}")
         if (self.transform == "patch") != (self.quality_levels >= 2):
@@ -169,6 +172,7 @@ FAST = ModelConfig(
     scale_form="log",
     error_bits=15.0,
     dependent=512,
+    shifted=True,
     quality_levels=64,
     lambda_range=(0.0002, 0.15),
     padding="edge",

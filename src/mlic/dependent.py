@@ -22,6 +22,19 @@ from torch import Tensor
 FIRST_ROW, SECOND_ROW = 7, 16  # scales from 0.24 and from 0.74 on
 # By row; multiples of 1/16, so that values stay on the grid of exact arithmetic
 STEPS = torch.tensor([1] * FIRST_ROW + [11 / 16] * (SECOND_ROW - FIRST_ROW) + [5 / 8] * (64 - SECOND_ROW), dtype=torch.float32)
+# By row and size of the level, 0, 1, 2, and 3 or more: how much further from the mean a value is than its lattice has it. An
+# encoder that weighs bits as well takes the smaller level more often than the larger, so what gets a level lies beyond it.
+SHIFTS = (
+    torch.tensor(
+        [(0, 8, 0, 0)] * FIRST_ROW
+        + [(0, 6, -24, 0), (0, 7, -15, 0), (0, 7, -6, 6)]
+        + [(0, 6, 3, 6)] * 3
+        + [(0, 5, 0, 3)] * 3
+        + [(0, 5, 1, 2)] * 4
+        + [(0, 4, 0, 0)] * 44
+    )
+    / 64
+)
 CHAIN = 256
 LARGEST = 1e7  # residual that is looked at; the coder takes no larger symbols
 TOGETHER = 1 << 16  # states, of all chains whose paths are looked for at a time, so that memory stays bounded
@@ -98,6 +111,20 @@ def symbols_of(levels: np.ndarray) -> np.ndarray:
     return np.sign(levels) * (np.abs(levels) + 1 >> 1)
 
 
+def values_of(levels: Tensor, rows: Tensor, shifts: Tensor | None) -> Tensor:
+    """What levels, plain ones or dependent, stand for beside the mean, by the rows of their scales; `shifts` is like SHIFTS, or
+    None where there are none.
+
+    >>> values_of(torch.tensor([0, 1, -2, -5]), torch.tensor([3, 7, 8, 40]), SHIFTS)
+    tensor([ 0.0000,  0.7812, -1.1406, -3.1250])
+    """
+    values = levels * STEPS.to(levels.device)[rows]
+    if shifts is None:
+        return values
+    sizes = levels.abs().clamp(max=shifts.shape[1] - 1).long().clamp(min=0)  # what is no number has none
+    return values + levels.sign() * shifts[rows, sizes]
+
+
 def coded(levels: np.ndarray, rows: np.ndarray, *, dependent: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A batch as it is coded: symbols and the rows of their tables, of the plain ones and then turn by turn; all at once where
     there is no dependent quantisation.
@@ -115,13 +142,20 @@ def coded(levels: np.ndarray, rows: np.ndarray, *, dependent: bool) -> Iterator[
 
 
 def choose(
-    residual: Tensor, rows: Tensor, batch: Tensor, bits: Tensor, error_bits: float, trellis: Trellis = FILES
+    residual: Tensor,
+    rows: Tensor,
+    batch: Tensor,
+    bits: Tensor,
+    error_bits: float,
+    trellis: Trellis = FILES,
+    shifts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The levels of the dependent residuals (N,) of one or more batches, which are finite: those of the least `error_bits`
     times squared error plus bits, found by Viterbi's algorithm; and the bits of each. int64, float32.
 
     `rows` (N,) are those of the scales, FIRST_ROW or beyond; `batch` (N,) says whose each residual is, 0, 1, ... in order;
-    `bits` (2, rows, symbols) are those of the symbols 0, 1, 2, ... of either sign in the tables of each lattice.
+    `bits` (2, rows, symbols) are those of the symbols 0, 1, 2, ... of either sign in the tables of each lattice, `shifts` is
+    like SHIFTS.
 
     Symbols are whole numbers from the start: what floating point is like where a file is written decides how good its path
     is, not whether there is such a path.
@@ -130,7 +164,7 @@ def choose(
         return rows, residual.float()
     order = torch.argsort(batch * len(STEPS) + rows, stable=True)
     size, own_rows = residual[order].abs().float().clamp(max=LARGEST), rows[order]
-    step = STEPS.to(size)[own_rows]
+    step = STEPS.to(size.device)[own_rows]
     # on each lattice (even, even, odd, odd) the nearest symbol of each parity (0, 1, 0, 1), and the one before it
     lattice = torch.tensor([0, 0, 1, 1], device=size.device)[:, None]
     parity = torch.tensor([0, 1, 0, 1], device=size.device)[:, None]
@@ -138,7 +172,7 @@ def choose(
     symbol = torch.stack([symbol, (symbol - 2).abs()], 1)  # (4, 2, N)
     level = 2 * symbol - symbol.sign() * lattice[:, None]
     spent = bits.flatten()[symbol.clamp(max=bits.shape[2] - 1) + (lattice[:, None] * bits.shape[1] + own_rows) * bits.shape[2]]
-    costs, taken = (error_bits * (step * level - size).square() + spent).min(1)
+    costs, taken = (error_bits * (values_of(level, own_rows, shifts) - size).square() + spent).min(1)
     level, spent = (x.gather(1, taken[:, None])[:, 0] for x in (level, spent))  # (4, N), of the better one
 
     # chains side by side, those of all batches

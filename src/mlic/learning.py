@@ -60,8 +60,8 @@ def start(model: nn.Module) -> None:
 def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     """Copy the weights of a model of the same shape. `given` may also
 
-    - lack the contexts of z, the steps of the anchors, or the last blocks of the "patch" transforms: these begin with
-      nothing to add, but z with other densities;
+    - lack the contexts of z, the steps of the anchors, the shifts of values, or the last blocks of the "patch" transforms:
+      these begin with nothing to add, but z with other densities, and values with the shifts of dependent.py;
     - lack the last slices, with "patch" transforms: they begin with means of zero and small scales, and nothing but their
       own nets and the linear branches looks at them at first;
     - have global contexts that `model` does without, which are left out;
@@ -74,7 +74,8 @@ def begin_from(model: CompressionModel, given: CompressionModel) -> None:
     free = {field: getattr(model.config, field) for field in ("lambda_range", "error_bits", "dependent")}
     if model.config.transform == "patch":
         free["slices"] = model.config.slices
-    free |= {name: getattr(model.config, name) for name in ("hyper_hidden", "step_hidden") if not getattr(given.config, name)}
+    lacking = [name for name in ("hyper_hidden", "step_hidden", "shifted") if not getattr(given.config, name)]
+    free |= {name: getattr(model.config, name) for name in lacking}
     if all(before <= now for before, now in zip(given.config.depth, model.config.depth)):
         free["depth"] = model.config.depth
     absent = {name for name in ("intra", "inter") if getattr(model.config, name) is None}

@@ -79,7 +79,7 @@ class CompressionModel(nn.Module):
         self.h_a = hyper_analysis(config)
         self.h_s = hyper_synthesis(config)
         self.prior = FactorizedPrior(config.z_channels, levels=config.quality_levels)
-        self.gaussian = GaussianPrior(config.scale_form, config.error_bits)
+        self.gaussian = GaussianPrior(config.scale_form, config.error_bits, shifted=config.shifted)
         self.gains = QualityGains(config) if config.variable_rate else None
         self.entropy_model = MultiReferenceEntropyModel(config)
 

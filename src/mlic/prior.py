@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dependent import FILES, FIRST_ROW, STEPS, Trellis, choose
+from .dependent import FILES, FIRST_ROW, SHIFTS, STEPS, Trellis, choose, values_of
 from .layers import bounded, float32_region
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
@@ -63,16 +63,18 @@ class GaussianPrior(nn.Module):
 
     `error_bits`: what a squared error of one is worth in bits when a residual gets its symbol; None: the nearest always.
     `counts`: what a SymbolCounter of tables.py counted; coding tables made from this prior then follow it.
-    `lattice_bits`: what `lattice_bits` of tables.py gives; residuals then are quantised as dependent.py says, along `trellis`.
+    `lattice_bits`: what `lattice_bits` of tables.py gives; residuals then are quantised as dependent.py says, along `trellis`,
+    and if it is `shifted`, with values off the lattices.
     """
 
     counts: np.ndarray | None = None
     lattice_bits: Tensor | None = None
     trellis: Trellis = FILES
 
-    def __init__(self, form: str, error_bits: float | None = None) -> None:
+    def __init__(self, form: str, error_bits: float | None = None, *, shifted: bool = False) -> None:
         super().__init__()
         self.form, self.error_bits = form, error_bits
+        self.register_buffer("shifts", SHIFTS.clone() if shifted else None)
         table = scale_table()
         between = (table[:-1] * table[1:]).sqrt()  # nearest level in the log domain
         self.register_buffer("thresholds", (between.log() if form == "log" else between).float())
@@ -91,7 +93,7 @@ class GaussianPrior(nn.Module):
 
     def values(self, levels: Tensor, scale: Tensor) -> Tensor:
         """What levels stand for: themselves, if not for dependent quantisation."""
-        return levels if self.lattice_bits is None else levels * STEPS.to(levels)[self.index(scale)]
+        return levels if self.lattice_bits is None else values_of(levels, self.index(scale), self.shifts)
 
     def quantise(self, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
         """The level of each residual, (B, ...), as a file holds it: a plain symbol, or a level of dependent.py; and the bits
@@ -103,7 +105,13 @@ class GaussianPrior(nn.Module):
         rows, bits, spent = self.index(scale), self.lattice_bits.to(scale.device), torch.zeros_like(scale, dtype=torch.float32)
         dependent = (rows >= FIRST_ROW) & residual.isfinite()
         chosen, spent[dependent] = choose(
-            residual[dependent], rows[dependent], dependent.nonzero()[:, 0], bits, self.error_bits or NEAREST, self.trellis
+            residual[dependent],
+            rows[dependent],
+            dependent.nonzero()[:, 0],
+            bits,
+            self.error_bits or NEAREST,
+            self.trellis,
+            self.shifts,
         )
         levels[dependent] = chosen.to(levels.dtype)
         return levels, spent

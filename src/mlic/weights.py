@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "f5519af323d3973f33ab70060372fb90067f43df2d66596acf12452c1f59de28",
+    "fast.safetensors": "79dbe619fcb1266e460d6e59862ba3e64748b413157dddd04c6025e940384ed9",
 }
 
 
