@@ -112,17 +112,17 @@ def symbols_of(levels: np.ndarray) -> np.ndarray:
 
 
 def values_of(levels: Tensor, rows: Tensor, shifts: Tensor | None) -> Tensor:
-    """What levels, plain ones or dependent, stand for beside the mean, by the rows of their scales; `shifts` is like SHIFTS, or
-    None where there are none.
+    """What levels, plain ones or dependent, stand for beside the mean, by the rows of their scales; levels are floating-point
+    numbers, `shifts` is like SHIFTS, or None where there are none.
 
-    >>> values_of(torch.tensor([0, 1, -2, -5]), torch.tensor([3, 7, 8, 40]), SHIFTS)
+    >>> values_of(torch.tensor([0.0, 1, -2, -5]), torch.tensor([3, 7, 8, 40]), SHIFTS)
     tensor([ 0.0000,  0.7812, -1.1406, -3.1250])
     """
-    values = levels * STEPS.to(levels.device)[rows]
+    values = levels * STEPS.to(levels)[rows]
     if shifts is None:
         return values
     sizes = levels.abs().clamp(max=shifts.shape[1] - 1).long().clamp(min=0)  # what is no number has none
-    return values + levels.sign() * shifts[rows, sizes]
+    return values + levels.sign() * shifts.to(levels)[rows, sizes]
 
 
 def coded(levels: np.ndarray, rows: np.ndarray, *, dependent: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -164,7 +164,7 @@ def choose(
         return rows, residual.float()
     order = torch.argsort(batch * len(STEPS) + rows, stable=True)
     size, own_rows = residual[order].abs().float().clamp(max=LARGEST), rows[order]
-    step = STEPS.to(size.device)[own_rows]
+    step = STEPS.to(size)[own_rows]
     # on each lattice (even, even, odd, odd) the nearest symbol of each parity (0, 1, 0, 1), and the one before it
     lattice = torch.tensor([0, 0, 1, 1], device=size.device)[:, None]
     parity = torch.tensor([0, 1, 0, 1], device=size.device)[:, None]
@@ -172,7 +172,7 @@ def choose(
     symbol = torch.stack([symbol, (symbol - 2).abs()], 1)  # (4, 2, N)
     level = 2 * symbol - symbol.sign() * lattice[:, None]
     spent = bits.flatten()[symbol.clamp(max=bits.shape[2] - 1) + (lattice[:, None] * bits.shape[1] + own_rows) * bits.shape[2]]
-    costs, taken = (error_bits * (values_of(level, own_rows, shifts) - size).square() + spent).min(1)
+    costs, taken = (error_bits * (values_of(level.to(size), own_rows, shifts) - size).square() + spent).min(1)
     level, spent = (x.gather(1, taken[:, None])[:, 0] for x in (level, spent))  # (4, N), of the better one
 
     # chains side by side, those of all batches
