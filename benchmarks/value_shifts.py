@@ -51,11 +51,11 @@ class Seen(Relaxed):
 def slopes(model: CompressionModel, x: Tensor, quality: float) -> tuple[np.ndarray, float]:
     """(2, 64, SIZES): how many values, and the sum of their slopes; and all bits."""
     level = torch.full((1,), (quality - 1) / 99 * (model.config.quality_levels - 1))
-    search, box = Search(model, EFFORT), Box(0, 0, *x.shape[2:])
-    y, z = search.latents(x, level, part=box, seen=box, whole=box)
+    search, box = Search(model, EFFORT, level), Box(0, 0, *x.shape[2:])
+    y, z = search.latents(x, part=box, seen=box, whole=box)
     relaxed = Seen(y, z, model.config.slices, search.gaussian)
     with torch.enable_grad():
-        errors = search.weights(level, box, box) * (model.synthesise(model.code(relaxed, level), level) - x).square()
+        errors = search.weights(box, box) * (model.synthesise(model.code(relaxed, level), level) - x).square()
         found = torch.autograd.grad(errors.sum(), relaxed.values)
     sums = np.zeros((2, 64 * SIZES))
     for slope, (levels, rows) in zip(found, relaxed.seen):

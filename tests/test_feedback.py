@@ -39,7 +39,7 @@ def of_whole(model, pixels: np.ndarray) -> NoiseFeedback:
     x, box = as_tensor(pixels), Box(0, 0, *pixels.shape[:2])
     with torch.no_grad():
         y = model.analyse(x, LEVEL)
-        return NoiseFeedback(Search(model, 4), x, y, y, model.h_a(y), LEVEL, part=box, seen=box, whole=box)
+        return NoiseFeedback(Search(model, 4, LEVEL), x, y, y, model.h_a(y), part=box, seen=box, whole=box)
 
 
 def written(found: NoiseFeedback, errors: torch.Tensor) -> list[torch.Tensor]:
@@ -49,7 +49,6 @@ def written(found: NoiseFeedback, errors: torch.Tensor) -> list[torch.Tensor]:
 
 def test_it_lowers_what_files_cost(model, monkeypatch):
     """On average, while it raises that of some a little."""
-    monkeypatch.setattr(refine, "ERROR_BITS", model.config.error_bits)  # which goes with many passes as well
     ratios = []
     for top, left in ((0, 300), (150, 100), (300, 150), (320, 512)):
         pixels = scene(192, 192, top, left)
@@ -74,7 +73,7 @@ def test_tiles_and_batches(model):
 def test_with_many_passes_only(model):
     x, box = as_tensor(scene(64, 64)), Box(0, 0, 64, 64)
     with torch.no_grad():
-        found = [search_with_feedback(Search(model, passes), x, LEVEL, part=box, seen=box, whole=box) for passes in (0, 3, 4)]
+        found = [search_with_feedback(Search(model, passes, LEVEL), x, part=box, seen=box, whole=box) for passes in (0, 3, 4)]
     assert [len(feedback) for _, _, feedback in found] == [0, 0, 1]
 
 
@@ -117,7 +116,7 @@ def test_what_is_beside_a_tile_and_beyond_the_picture(model, part):
         with torch.no_grad():
             y = model.analyse(pixels, LEVEL)
             own = y[place], model.h_a(y[place])
-            found = NoiseFeedback(Search(model, 4), x, y, *own, LEVEL, part=part, seen=seen, whole=whole)
+            found = NoiseFeedback(Search(model, 4, LEVEL), x, y, *own, part=part, seen=seen, whole=whole)
         return found(0, NON_ANCHOR, written(found, torch.full_like(found.y_hat, 0.5))[0][place])
 
     plain, beyond, near = moved(pixels), pixels.clone(), pixels.clone()

@@ -1,12 +1,15 @@
 """Which symbol a residual gets: the nearest, or one that costs less by rate and error together."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from mlic.layers import bounded
 from mlic.prior import LIKELIHOOD_MIN, GaussianPrior
+from mlic.strategies import Estimate, Relaxed, Write
 
 
 def bits(symbol: int, sigma: float) -> float:
@@ -78,3 +81,45 @@ def test_slopes_of_the_bits_are_those_of_the_likelihood(form):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
     (elsewhere,) = torch.autograd.grad(prior.bits(symbols, scale, place).sum(), place)
     torch.testing.assert_close(elsewhere, wanted[2], rtol=2e-3, atol=1e-4)
+
+
+class Heard:
+    """In place of a SymbolEncoder: keeps y's symbols."""
+
+    def __init__(self) -> None:
+        self.symbols = []
+
+    def put_hyper(self, *_) -> None: ...
+
+    def put_plain(self, *_) -> None: ...
+
+    def put_latent(self, symbols, _rows) -> None:
+        self.symbols.append(symbols)
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+@torch.no_grad()
+def test_y_has_no_say_in_silent_channels(small_models, dependent):
+    """Whoever asks; in the others it has."""
+    model = small_models["fast"]
+    gaussian = copy.copy(model.gaussian if dependent else model.gaussian.plain())
+    gaussian.silent = (1, 9)
+    torch.manual_seed(0)
+    y, z = 5 * torch.randn(1, sum(model.config.slices), 8, 8), torch.randn(1, model.config.z_channels, 2, 2)
+
+    def answers(*channels: int) -> list[torch.Tensor]:
+        """y_hat by three strategies, and the symbols that are written, where y is another in some channels."""
+        other, out = y.clone(), Heard()
+        other[:, channels] += 7
+        args, level = (other, z, model.config.slices, gaussian), torch.tensor([1.0])
+        strategies = Estimate(*args, noisy=False), Relaxed(*args), Write(*args, [out])
+        return [*(model.code(strategy, level) for strategy in strategies), torch.from_numpy(np.concatenate(out.symbols))]
+
+    first = answers()
+    assert all(torch.equal(a, b) for a, b in zip(first, answers(1, 9)))
+    assert not any(torch.equal(a, b) for a, b in zip(first, answers(1, 8, 9)))
+    if not dependent:  # whose path may take another level for the sake of its neighbours
+        estimate = Estimate(y, z, model.config.slices, gaussian, noisy=False)
+        model.code(estimate, torch.tensor([1.0]))
+        values = estimate.whole(values for _, (values, _, _) in estimate.said)
+        assert [channel for channel in range(y.shape[1]) if not values[:, channel].any()] == [1, 9]

@@ -19,10 +19,11 @@ from mlic import prior, refine
 from mlic.cli import main
 from mlic.codec import decode_file, encode_picture, level_tensor, quality_code
 from mlic.container import MlicFile
+from mlic.feedback import NoiseFeedback
 from mlic.layers import has_bfloat16
 from mlic.model import level_lambda
 from mlic.pictures import Picture
-from mlic.refine import Search
+from mlic.refine import Search, passes_of
 from mlic.strategies import Estimate, Relaxed
 from mlic.tiles import Box
 from mlic.weights import load_model
@@ -123,7 +124,7 @@ def test_the_part_beside_a_tile_counts(model, photo):
         if column:
             other[..., column : column + 8] += 0.2
         # one pass, as whether each is kept depends on the whole
-        chosen.append(Search(blind, 1).latents(other, level, part=part, seen=seen, whole=seen)[0])
+        chosen.append(Search(blind, 1, level).latents(other, part=part, seen=seen, whole=seen)[0])
     assert chosen[0].shape[3] == 4
     assert (chosen[0] - chosen[1]).abs().max() > 0.01
     assert (chosen[0] - chosen[2]).abs().max() < 0.01
@@ -136,10 +137,40 @@ def test_errors_beyond_the_picture_do_not_count(model, photo):
     blind = Blind(model, model.analyse(x, level))
 
     def chosen(x, whole):
-        return Search(blind, 2).latents(x, level, part=seen, seen=seen, whole=whole)[0]
+        return Search(blind, 2, level).latents(x, part=seen, seen=seen, whole=whole)[0]
 
     assert torch.equal(chosen(x, Box(0, 0, 40, 64)), chosen(other, Box(0, 0, 40, 64)))
     assert not torch.equal(chosen(x, seen), chosen(other, seen))
+
+
+def test_what_is_clipped_is_no_error(model):
+    """A picture that is white does not become better where the decoder's lies further beyond white, nor worse."""
+    level, box = torch.tensor([40.0]), Box(0, 0, 64, 64)
+    white = torch.ones(1, 3, 64, 64)
+    blind = Blind(model, model.analyse(white, level))
+    search = Search(blind, 4, level)
+    y, z = blind.y, model.h_a(blind.y)
+    errors = []
+    for brightness in (0.9, 1.0, 1.3):
+        blind.synthesise = lambda y_hat, _, x=brightness: torch.full_like(white, x) + 0 * y_hat.sum()
+        errors.append(search._look((y, z), white, search.weights(box, box))[1].sum().item())
+        feedback = NoiseFeedback(search, white, y, y, z, part=box, seen=box, whole=box)
+        assert not feedback.slopes_before.any()
+    assert errors[0] > 0 and errors[1:] == [0, 0]
+    slopes = []
+    for x_hat in (0.95, 1.05):
+        blind.synthesise = lambda y_hat, _, x=x_hat: x + 0.01 * y_hat.mean() + torch.zeros_like(white)
+        slopes.append(NoiseFeedback(search, white, 0 * y, y, z, part=box, seen=box, whole=box).slopes_before.abs().max())
+    assert slopes[0] > 0 and slopes[1] == 0
+
+
+def test_an_error_weighs_less_at_higher_levels(model):
+    """In the choice of symbols, with a search or without; for models with one rate, as the config says."""
+    for level, wanted in ((0.0, refine.ERROR_BITS[0]), (63.0, refine.ERROR_BITS[1]), (31.5, sum(refine.ERROR_BITS) / 2)):
+        for effort in (0, 3, 4):
+            search = Search(model, effort, torch.tensor([level]))
+            assert search.gaussian.error_bits == search.looking.error_bits == pytest.approx(wanted)
+    assert refine.ERROR_BITS[0] > refine.ERROR_BITS[1] and model.gaussian.error_bits == model.config.error_bits
 
 
 class Brittle(Blind):
@@ -163,7 +194,7 @@ def test_a_block_that_a_step_breaks_stays_as_it_was(model):
         x = as_tensor(np.array(image.convert("RGB").crop((150, 100, 278, 228))))
     level, whole = torch.tensor([40.0]), Box(0, 0, 128, 128)
     y = model.analyse(x, level)
-    found, _ = Search(Brittle(model, y, 3, 2), 1).latents(x, level, part=whole, seen=whole, whole=whole)
+    found, _ = Search(Brittle(model, y, 3, 2), 1, level).latents(x, part=whole, seen=whole, whole=whole)
     moved = (found - y).abs().amax((0, 1)) > 1e-3
     around = torch.zeros_like(moved)
     around[2:5, 1:4] = True
@@ -173,7 +204,7 @@ def test_a_block_that_a_step_breaks_stays_as_it_was(model):
 def test_a_step_that_does_not_help_is_taken_back(model, photo, monkeypatch):
     plain = encode_picture(model, Picture(photo), 60, effort=0).data
     monkeypatch.setattr(refine, "FIRST_STEP", 1e6)
-    monkeypatch.setattr(refine, "LONG", 99)  # the same choice of symbols as without a search
+    monkeypatch.setattr(refine, "LONG", 99)  # no feedback, as without a search
     assert encode_picture(model, Picture(photo), 60, effort=5).data == plain
 
 
@@ -184,7 +215,7 @@ def test_no_value_goes_far_in_one_pass(model, photo, monkeypatch):
     tried, look = [], Search._look
     monkeypatch.setattr(Search, "_look", lambda self, now, *rest: tried.append(now) or look(self, now, *rest))
     x, level, all_of_it = as_tensor(photo[:64, :64]), torch.tensor([40.0]), Box(0, 0, 64, 64)
-    Search(model, 1).latents(x, level, part=all_of_it, seen=all_of_it, whole=all_of_it)
+    Search(model, 1, level).latents(x, part=all_of_it, seen=all_of_it, whole=all_of_it)
     for start, end in zip(*tried[:2]):  # a symbol may lie 1 from the value, where fewer bits made it smaller
         assert 0.5 < (end - start).abs().max() < refine.FIRST_STEP * (refine.LONGEST + 1)
 
@@ -269,6 +300,7 @@ def test_the_slope_of_the_bits_is_that_of_a_difference(small_models, monkeypatch
     z, way = model.h_a(y), torch.randn_like(y)
 
     class Unrounded:
+        silent = ()
         bits = staticmethod(model.gaussian.bits)
 
         def plain(self):
@@ -294,8 +326,8 @@ def test_the_slope_of_the_bits_is_that_of_a_difference(small_models, monkeypatch
 
 
 def test_efforts_that_cannot_be(model, small_models, photo):
-    assert Search(model, None).passes == refine.EFFORT and Search(small_models["mlic"], None).passes == 0
-    assert Search(small_models["mlic"], 0).passes == 0
+    assert passes_of(model, None) == refine.EFFORT and passes_of(small_models["mlic"], None) == 0
+    assert passes_of(small_models["mlic"], 0) == 0
     for effort in (-1, 21, 1.5, "3"):
         with pytest.raises(ValueError, match="effort must be a whole number from 0 to 20"):
             mlic.encode(photo, effort=effort)

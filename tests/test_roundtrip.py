@@ -25,7 +25,7 @@ from mlic.strategies import Write
 from mlic.tiles import Box
 from mlic.weights import find_weights, load_model, save_weights
 
-RECORDED = [(20, 139, 31.34), (50, 227, 36.56), (80, 431, 39.76)]  # of the packaged weights on `photo`: quality, bytes, dB
+RECORDED = [(20, 143, 31.74), (50, 223, 36.60), (80, 427, 39.70)]  # of the packaged weights on `photo`: quality, bytes, dB
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 31), (65, 64), (512, 384)], ids=lambda s: f"{s[0]}x{s[1]}")
@@ -62,20 +62,20 @@ def test_packaged_weights_compress_as_they_did(photo, quality, size, decibel):
 
 @torch.inference_mode()
 def test_symbols_are_chosen_as_the_search_says(photo):
-    """From four passes on at another price than the config's; in a batch as well."""
+    """At the level's price of an error, not the config's; in a batch as well."""
     model, picture = load_model("fast"), Picture(photo)
-    file = MlicFile.from_bytes(encode_picture(model, picture, 90, effort=4).data)
-    search, whole = Search(model, 4), Box(0, 0, *photo.shape[:2])
-    level, box = codec.level_tensor(model, file.quality), whole.aligned(64)
+    file = MlicFile.from_bytes(encode_picture(model, picture, 60, effort=4).data)
+    level, whole = codec.level_tensor(model, file.quality), Box(0, 0, *photo.shape[:2])
+    search, box = Search(model, 4, level), whole.aligned(64)
     x, streams = codec.to_tensor(model, photo, box), []
     for gaussian in (search.gaussian, model.gaussian):
-        y, z, feedback = search_with_feedback(search, x, level, part=box, seen=box, whole=whole)
+        y, z, feedback = search_with_feedback(search, x, part=box, seen=box, whole=whole)
         symbols = SymbolEncoder(model.tables, codec.prior_row(model, file.quality))
         exact_twin(model).code(Write(y, z, model.config.slices, gaussian, [symbols], feedback), level)
         streams.append(symbols.finish()[0])
     assert file.tiles[0].stream == streams[0] != streams[1]
     batch = torch.from_numpy(photo).permute(2, 0, 1)[None]
-    assert MlicFile.from_bytes(mlic.encode_batch(batch, 90, effort=4)[0]).tiles == file.tiles
+    assert MlicFile.from_bytes(mlic.encode_batch(batch, 60, effort=4)[0]).tiles == file.tiles
 
 
 def test_grey_stays_grey(photo):

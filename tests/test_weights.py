@@ -72,6 +72,7 @@ def content(path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def test_round_trip(tmp_path, half, one_rate):
     path = tmp_path / "model.safetensors"
     model = tiny_model(config=ONE_RATE if one_rate else TINY)
+    model.gaussian.silent = (3, 11) if half else ()
     save_weights(path, model, half=half, notes={"training": "none"})
     back = load_weights(path)
     assert back.digest == model.digest and len(back.digest) == 32
@@ -83,6 +84,7 @@ def test_round_trip(tmp_path, half, one_rate):
     data = codec.encode(PICTURE, quality, model)
     assert codec.encode(PICTURE, quality, back) == data
     np.testing.assert_array_equal(np.asarray(codec.decode(data, back)), np.asarray(codec.decode(data, model)))
+    assert back.gaussian.silent == model.gaussian.silent
     save_weights(tmp_path / "again.safetensors", back, half=half, notes={"training": "none"})
     (tensors, metadata), (tensors_again, metadata_again) = content(path), content(tmp_path / "again.safetensors")
     assert metadata_again == metadata and tensors_again.keys() == tensors.keys()
@@ -158,6 +160,15 @@ def test_digest_does_not_depend_on_notes_or_kind_of_file(saved, tmp_path):
     assert load_weights(tmp_path / "noted.safetensors").digest == saved[1].digest
 
 
+def test_digest_does_not_depend_on_silent_channels(saved, tmp_path):
+    """So that files of weights in which some have been found since can still be read."""
+    model = load_weights(saved[0])
+    model.gaussian.silent = (2,)
+    save_weights(tmp_path / "silent.safetensors", model)
+    assert content(tmp_path / "silent.safetensors")[1]["silent"] == "2"
+    assert load_weights(tmp_path / "silent.safetensors").digest == saved[1].digest
+
+
 def test_another_models_file_is_refused(saved):
     data = codec.encode(PICTURE, 50, saved[1])
     other = seal(tiny_model(seed=1))
@@ -201,6 +212,9 @@ DAMAGES = {
     "config-other-width": edit("width", 32),
     "config-other-slices": edit("slices", [8, 4]),
     "config-other-levels": edit("quality_levels", 7),
+    "silent-channel-beyond": lambda tensors, metadata: metadata.update(silent=f"0 {TINY.latent_channels}"),
+    "silent-channel-below": lambda tensors, metadata: metadata.update(silent="-1"),
+    "silent-channel-a-word": lambda tensors, metadata: metadata.update(silent="third"),
     "missing-tensor": remove("prior.median"),
     "extra-tensor": put("extra", torch.zeros(3)),
     "other-shape": put("prior.median", torch.zeros(9)),

@@ -136,7 +136,8 @@ def encode_picture(
         raise ValueError(f"tiles have sides of a multiple of {TILE_UNIT} pixels, up to {MAX_SIDE}, not {tile}")
     side = default_side(height, width) if tile is None else tile
     code = quality_code(model, quality)
-    level, coding, search = level_tensor(model, code), arithmetic(model, exact), Search(model, effort)
+    level, coding = level_tensor(model, code), arithmetic(model, exact)
+    search = Search(model, effort, level)
     whole = Box(0, 0, height, width)
     tiles = [box.aligned(STRIDE) for box in boxes(height, width, side)]
     if exact and max(math.prod(box.size) for box in tiles) > MAX_EXACT_TILE:
@@ -146,7 +147,7 @@ def encode_picture(
         seen = around(model.config, box, whole)
         seen = seen.aligned(STRIDE) if search.passes else seen
         x = to_tensor(model, picture.pixels, seen)
-        y, z, feedback = search_with_feedback(search, x, level, part=box, seen=seen, whole=whole)
+        y, z, feedback = search_with_feedback(search, x, part=box, seen=seen, whole=whole)
         check_finite(y, z)
         symbols = SymbolEncoder(model.tables, prior_row(model, code))
         y_hat = coding.code(Write(y, z, model.config.slices, search.gaussian, [symbols], feedback), level)
@@ -191,11 +192,12 @@ def estimate_bytes(
     effort: int | None = None,
 ) -> float:
     """The model's own estimate of a file's size, before tables, headers and rounding to bytes."""
-    level, search = level_tensor(model, quality_code(model, quality)), Search(model, effort)
+    level = level_tensor(model, quality_code(model, quality))
+    search = Search(model, effort, level)
     whole = Box(0, 0, *picture.pixels.shape[:2])
     box = whole.aligned(STRIDE)
     x = to_tensor(model, picture.pixels, box)
-    y, z, feedback = search_with_feedback(search, x, level, part=box, seen=box, whole=whole)
+    y, z, feedback = search_with_feedback(search, x, part=box, seen=box, whole=whole)
     estimate = Estimate(y, z, model.config.slices, search.gaussian, feedback, noisy=False)
     arithmetic(model, exact).code(estimate, level)
     return float(estimate.y_bits + estimate.z_bits) / 8

@@ -39,11 +39,11 @@ def model_codec(
     """A model's entry in a results file, and how to run it. Raises WeightsError when it is not here, and ValueError for an
     `effort` that it does not take.
     """
-    from .refine import Search
+    from .refine import passes_of
     from .weights import load_model
 
     network = load_model(model, device=device)
-    name, passes = name or network.config.name, Search(network, effort).passes
+    name, passes = name or network.config.name, passes_of(network, effort)
     entry = {
         "name": name,
         "label": f"mlic {name} (measured)",

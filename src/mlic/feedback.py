@@ -32,25 +32,15 @@ class NoiseFeedback:
     """
 
     def __init__(
-        self,
-        search: Search,
-        x: Tensor,
-        analysed: Tensor,
-        y: Tensor,
-        z: Tensor,
-        level: Tensor,
-        *,
-        part: Box,
-        seen: Box,
-        whole: Box,
+        self, search: Search, x: Tensor, analysed: Tensor, y: Tensor, z: Tensor, *, part: Box, seen: Box, whole: Box
     ) -> None:
         self.search, self.part, self.seen, self.whole = search, part, seen, whole
         self.place = (..., *part.within(seen, LATENT))
         with torch.inference_mode(False), torch.no_grad():  # what is made here can be differentiated later
-            self.x, self.y, z, self.level = x.clone(), y.clone(), z.clone(), level.clone()
+            self.x, self.y, z = x.clone(), y.clone(), z.clone()
             expected = Estimate(self.y, z, search.model.config.slices, search.looking, noisy=False)
             with search.in_half():
-                y_hat = search.model.code(expected, self.level)
+                y_hat = search.model.code(expected, search.level)
             sigma = expected.whole(search.looking.sigma(scale) for _, (_, scale, _) in expected.said)
             self.curvature = CURVATURE + BITS_CURVATURE / sigma.square()
             # y_hat of the part and what is beside it: what is known, and until then what is asked for
@@ -74,18 +64,16 @@ class NoiseFeedback:
             with torch.inference_mode(False), torch.enable_grad():
                 y_hat = self.y_hat[(..., *look.within(self.seen, LATENT))].clone().requires_grad_()
                 with self.search.in_half():
-                    x_hat = self.search.model.synthesise(y_hat, self.level)
+                    x_hat = self.search.model.synthesise(y_hat, self.search.level).clamp(0, 1)
                 errors = (x_hat - self.x[(..., *look.within(self.seen))]).square()
-                errors = self.search.weights(self.level, look, self.whole) * errors
+                errors = self.search.weights(look, self.whole) * errors
                 [slope] = torch.autograd.grad(errors.sum(), y_hat)
             slopes[(..., *block.within(self.part, LATENT))] = slope[(..., *block.within(look, LATENT))]
         return slopes
 
 
-def search_with_feedback(
-    search: Search, x: Tensor, level: Tensor | None, **boxes: Box
-) -> tuple[Tensor, Tensor, list[NoiseFeedback]]:
+def search_with_feedback(search: Search, x: Tensor, **boxes: Box) -> tuple[Tensor, Tensor, list[NoiseFeedback]]:
     """What `Search.latents` finds, and the feedback for it; none with few passes: one more brings more for its time."""
-    analysed = search.analyse(x, level)
-    y, z = search.latents(x, level, **boxes, y=analysed)
-    return y, z, [NoiseFeedback(search, x, analysed, y, z, level, **boxes)] if search.long else []
+    analysed = search.analyse(x)
+    y, z = search.latents(x, **boxes, y=analysed)
+    return y, z, [NoiseFeedback(search, x, analysed, y, z, **boxes)] if search.long else []

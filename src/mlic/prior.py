@@ -63,11 +63,13 @@ class GaussianPrior(nn.Module):
 
     `error_bits`: what a squared error of one is worth in bits when a residual gets its symbol; None: the nearest always.
     `counts`: what a SymbolCounter of tables.py counted; coding tables made from this prior then follow it.
+    `silent`: channels of y in which an encoder takes what is predicted for right, whatever y is.
     `lattice_bits`: what `lattice_bits` of tables.py gives; residuals then are quantised as dependent.py says, along `trellis`,
     and if it is `shifted`, with values off the lattices.
     """
 
     counts: np.ndarray | None = None
+    silent: tuple[int, ...] = ()
     lattice_bits: Tensor | None = None
     trellis: Trellis = FILES
 

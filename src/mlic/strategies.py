@@ -53,6 +53,11 @@ class Quantising(Strategy):
     ) -> None:
         self.z, self.slices, self.gaussian, self.feedback = z, slices, gaussian, feedback
         self.z_size = (z.shape[2], z.shape[3])
+        self.heard: tuple[Tensor, ...] = ()  # by slice: zeros for silent channels, ones for others
+        if gaussian.silent:
+            heard = y.new_ones(1, y.shape[1], 1, 1)
+            heard[:, list(gaussian.silent)] = 0
+            self.heard = heard.split(slices, 1)
         self._take(y)
 
     def _take(self, y: Tensor) -> None:
@@ -62,6 +67,11 @@ class Quantising(Strategy):
     def packed(self, i: int, part: bool | Step) -> Tensor:
         """What y has at a part of a slice."""
         return pack(self.y[i], part) if isinstance(part, Step) else self.halves[part][i]
+
+    def residual(self, i: int, part: bool | Step, mean: Tensor) -> Tensor:
+        """How far y is from its mean there; in silent channels, where y has no say, it is not."""
+        residual = self.packed(i, part) - mean
+        return residual * self.heard[i] if self.heard else residual
 
     def settled(self, i: int, half: bool, y_hat: Tensor) -> None:
         if self.feedback:
@@ -130,13 +140,12 @@ class Estimate(Quantising):
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         kind, mean = mean.dtype, mean.float()
-        y = self.packed(i, part)
-        residual = y - mean
+        residual = self.residual(i, part, mean)
         values = self._quantise(residual.detach(), scale.detach())
         self.said.append(((i, part), (values, scale, residual)))
         y_hat = values + mean
         if self.noisy:
-            y_hat = _Through.apply(y, y_hat.detach())
+            y_hat = _Through.apply(self.packed(i, part), y_hat.detach())
         return y_hat if kind == torch.bfloat16 else y_hat.to(kind)
 
     def _quantise(self, residual: Tensor, scale: Tensor) -> Tensor:
@@ -208,7 +217,7 @@ class Relaxed(Estimate):
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():
-            values = self._quantise(self.packed(i, part) - mean, scale) + mean
+            values = self._quantise(self.residual(i, part, mean), scale) + mean
         values.requires_grad_()
         self.said.append(((i, part), (values - mean, scale, values - mean)))
         self.values.append(values)
@@ -245,7 +254,7 @@ class Write(Quantising):
         return symbols + mean
 
     def latent(self, i: int, part: bool | Step, mean: Tensor, scale: Tensor) -> Tensor:
-        levels, _ = self.gaussian.quantise(self.packed(i, part) - mean, scale)
+        levels, _ = self.gaussian.quantise(self.residual(i, part, mean), scale)
         for encoder, picture, rows in zip(self.out, _to_numpy(levels), _to_numpy(self.gaussian.index(scale))):
             encoder.put_latent(picture, rows)
         return self.gaussian.values(levels, scale) + mean

@@ -80,11 +80,11 @@ def encode_batch(
         return [encode_tensor(one, quality, network, exact=exact, effort=effort) for one in x]
     code = quality_code(network, quality)
     level, coding = level_tensor(network, code), arithmetic(network, True)
-    whole, search = Box(0, 0, height, width), Search(network, effort)
+    whole, search = Box(0, 0, height, width), Search(network, effort, level)
     box = whole.aligned(STRIDE)
     # one by one and in one layout: floating point may differ in others, and with it a symbol
     pictures = [to_tensor(network, _pixels(one), box) for one in x]
-    *latents, feedback = zip(*(search_with_feedback(search, one, level, part=box, seen=box, whole=whole) for one in pictures))
+    *latents, feedback = zip(*(search_with_feedback(search, one, part=box, seen=box, whole=whole) for one in pictures))
     y, z = map(torch.cat, latents)
     check_finite(y, z)
     encoders = [SymbolEncoder(network.tables, prior_row(network, code)) for _ in x]

@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "79dbe619fcb1266e460d6e59862ba3e64748b413157dddd04c6025e940384ed9",
+    "fast.safetensors": "5ac437d6e3b651f79d5e83957abd28617763fd0db0db6d9db268dc239339bff5",
 }
 
 
@@ -58,6 +58,8 @@ def save_weights(path: str | Path, model: CompressionModel, *, half: bool = Fals
         for name, tensor in _tensors(model).items()
     }
     metadata = {**(notes or {}), "format": FORMAT, "config": model.config.to_json()}
+    if model.gaussian.silent:  # beside the config: decoding does not depend on it
+        metadata["silent"] = " ".join(map(str, model.gaussian.silent))
     write_whole(Path(path), save(tensors, metadata))
 
 
@@ -91,6 +93,9 @@ def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionM
         if tables.dependent != bool(config.dependent):
             raise ValueError("the Gaussians' tables are those of another quantisation")
         model.load_state_dict(state, assign=True)
+        model.gaussian.silent = tuple(map(int, metadata.get("silent", "").split()))
+        if not all(0 <= channel < config.latent_channels for channel in model.gaussian.silent):
+            raise ValueError("a silent channel is none of y's")
     except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"weights {path} do not fit their config: {reason}") from None
