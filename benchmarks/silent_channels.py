@@ -63,13 +63,13 @@ class Estimates:
         return (self.run(y)[1] - self.cost) / y[places].numel()
 
 
-@torch.inference_mode()
 @click.command()
 @click.argument("weights")
 @click.argument("pictures", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Weights file to write.")
 @click.option("--every", default=1, show_default=True, help="Take every n-th picture.")
 @click.option("-j", "--threads", default=2, show_default=True)
+@torch.inference_mode()
 def main(weights: str, pictures: str, output: Path | None, every: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model, bank = load_model(weights), PictureBank([pictures], smallest=SIZE)
