@@ -164,13 +164,23 @@ def test_what_is_clipped_is_no_error(model):
     assert slopes[0] > 0 and slopes[1] == 0
 
 
-def test_an_error_weighs_less_at_higher_levels(model):
+def test_an_error_weighs_less_at_higher_levels(model, small_models):
     """In the choice of symbols, with a search or without; for models with one rate, as the config says."""
     for level, wanted in ((0.0, refine.ERROR_BITS[0]), (63.0, refine.ERROR_BITS[1]), (31.5, sum(refine.ERROR_BITS) / 2)):
         for effort in (0, 3, 4):
             search = Search(model, effort, torch.tensor([level]))
             assert search.gaussian.error_bits == search.looking.error_bits == pytest.approx(wanted)
     assert refine.ERROR_BITS[0] > refine.ERROR_BITS[1] and model.gaussian.error_bits == model.config.error_bits
+    one_rate = small_models["mlic"]
+    assert Search(one_rate, 0, None).gaussian.error_bits == one_rate.config.error_bits
+
+
+def test_packaged_weights_name_their_silent_channels(model):
+    """Those of benchmarks/silent_channels.py, with the search that users have."""
+    assert model.gaussian.silent == (66, 76, 77, 91, 418)
+    for effort in (0, 4):
+        search = Search(model, effort, torch.tensor([40.0]))
+        assert search.gaussian.silent == search.looking.silent == model.gaussian.silent
 
 
 class Brittle(Blind):
