@@ -55,7 +55,7 @@ def slopes(model: CompressionModel, x: Tensor, quality: float) -> tuple[np.ndarr
     y, z = search.latents(x, part=box, seen=box, whole=box)
     relaxed = Seen(y, z, model.config.slices, search.gaussian)
     with torch.enable_grad():
-        errors = search.weights(box, box) * (model.synthesise(model.code(relaxed, level), level) - x).square()
+        errors = search.errors(model.code(relaxed, level), x, search.weights(box, box))
         found = torch.autograd.grad(errors.sum(), relaxed.values)
     sums = np.zeros((2, 64 * SIZES))
     for slope, (levels, rows) in zip(found, relaxed.seen):

@@ -63,10 +63,8 @@ class NoiseFeedback:
             look = block.grown(STRIDE, self.seen)
             with torch.inference_mode(False), torch.enable_grad():
                 y_hat = self.y_hat[(..., *look.within(self.seen, LATENT))].clone().requires_grad_()
-                with self.search.in_half():
-                    x_hat = self.search.model.synthesise(y_hat, self.search.level).clamp(0, 1)
-                errors = (x_hat - self.x[(..., *look.within(self.seen))]).square()
-                errors = self.search.weights(look, self.whole) * errors
+                x, weights = self.x[(..., *look.within(self.seen))], self.search.weights(look, self.whole)
+                errors = self.search.errors(y_hat, x, weights)
                 [slope] = torch.autograd.grad(errors.sum(), y_hat)
             slopes[(..., *block.within(self.part, LATENT))] = slope[(..., *block.within(look, LATENT))]
         return slopes

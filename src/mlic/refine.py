@@ -125,6 +125,12 @@ class Search:
         weights[(..., *look.cut(whole).within(look))] = level_lambda(self.model.config, self.level) * 255**2 / 3
         return weights
 
+    def errors(self, y_hat: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+        """Squared errors of the decoded picture, clipped as the decoder does it, times `weights`: (1, 3, h, w)."""
+        with self.in_half():
+            x_hat = self.model.synthesise(y_hat, self.level).clamp(0, 1)
+        return weights * (x_hat - x).square()
+
     def in_half(self) -> torch.autocast:
         """Nets in bfloat16, if they are to be."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False)
@@ -165,8 +171,8 @@ class Search:
         """
         relaxed = Relaxed(*now, self.model.config.slices, self.looking)
         with self.in_half():
-            x_hat = self.model.synthesise(self.model.code(relaxed, self.level), self.level).clamp(0, 1)
-        errors = LATENT**2 * F.avg_pool2d((weights * (x_hat - x).square()).sum(1, keepdim=True), LATENT)
+            y_hat = self.model.code(relaxed, self.level)
+        errors = LATENT**2 * F.avg_pool2d(self.errors(y_hat, x, weights).sum(1, keepdim=True), LATENT)
         return relaxed, errors, relaxed.y_bits + relaxed.z_bits
 
 
