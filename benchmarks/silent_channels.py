@@ -17,15 +17,13 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mlic.data import PictureBank
 from mlic.model import CompressionModel, level_lambda
 from mlic.strategies import Estimate
 from mlic.validation import middle
-from mlic.weights import load_model
+from mlic.weights import load_model, rewrite_weights
 
 SIZE, QUALITIES = 256, (5, 20, 60, 95)
 FEW, DEAR = 1e-4, 60.0  # share of symbols; bits: three times what a one costs elsewhere
@@ -88,9 +86,7 @@ def main(weights: str, pictures: str, output: Path | None, every: int, threads: 
             silent.append(channel)
     print(f"\nsilent: {' '.join(map(str, silent))}")
     if output:
-        with safe_open(weights, "pt") as file:
-            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-        save_file(tensors, output, {**metadata, "silent": " ".join(map(str, silent))})
+        rewrite_weights(weights, output, notes={"silent": " ".join(map(str, silent))})
 
 
 if __name__ == "__main__":

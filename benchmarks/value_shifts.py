@@ -10,14 +10,12 @@ same parabola. What they bring is more, as the search then goes on from there.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mlic.data import PictureBank
@@ -27,7 +25,7 @@ from mlic.refine import CURVATURE, EFFORT, Search
 from mlic.strategies import Relaxed
 from mlic.tiles import Box
 from mlic.validation import middle
-from mlic.weights import load_model
+from mlic.weights import load_model, rewrite_weights
 
 SIZE, QUALITIES = 512, (20, 40, 60, 80)
 ROWS = (0, 7, 8, 9, 10, 13, 16, 20, 64)  # lines of the table: from each to the next
@@ -66,14 +64,9 @@ def slopes(model: CompressionModel, x: Tensor, quality: float) -> tuple[np.ndarr
 
 
 def give_shifts(earlier: str, later: str) -> None:
-    with safe_open(earlier, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    config = json.loads(metadata["config"])
-    metadata["config"] = json.dumps({**config, "shifted": True}, sort_keys=True)
-    metadata["shifted"] = (
-        "values off the lattices, added afterwards: gaussian.shifts as src/mlic/dependent.py begins with; nothing else changed"
-    )
-    save_file({**tensors, "gaussian.shifts": SHIFTS.clone()}, later, metadata)
+    config = dataclasses.replace(load_model(earlier).config, shifted=True).to_json()
+    note = "values off the lattices, added afterwards: gaussian.shifts as dependent.py begins with; nothing else changed"
+    rewrite_weights(earlier, later, tensors={"gaussian.shifts": SHIFTS}, notes={"config": config, "shifted": note})
 
 
 @click.command()

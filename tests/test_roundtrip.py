@@ -25,7 +25,7 @@ from mlic.strategies import Write
 from mlic.tiles import Box
 from mlic.weights import find_weights, load_model, save_weights
 
-RECORDED = [(20, 143, 31.74), (50, 223, 36.60), (80, 427, 39.70)]  # of the packaged weights on `photo`: quality, bytes, dB
+RECORDED = [(20, 147, 31.85), (50, 227, 36.70), (80, 419, 39.71)]  # of the packaged weights on `photo`: quality, bytes, dB
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 31), (65, 64), (512, 384)], ids=lambda s: f"{s[0]}x{s[1]}")

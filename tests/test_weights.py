@@ -18,7 +18,7 @@ from mlic import codec, weights
 from mlic.config import CONFIGS, FAST, AttentionConfig, ModelConfig
 from mlic.errors import WeightsError
 from mlic.model import CompressionModel, build_model
-from mlic.weights import FORMAT, find_weights, load_model, load_weights, save_weights, seal
+from mlic.weights import FORMAT, find_weights, load_model, load_weights, rewrite_weights, save_weights, seal
 
 TINY = dataclasses.replace(
     FAST,
@@ -89,6 +89,21 @@ def test_round_trip(tmp_path, half, one_rate):
     (tensors, metadata), (tensors_again, metadata_again) = content(path), content(tmp_path / "again.safetensors")
     assert metadata_again == metadata and tensors_again.keys() == tensors.keys()
     assert all(torch.equal(tensors_again[name], tensor) for name, tensor in tensors.items())
+
+
+def test_rewritten(tmp_path):
+    """What is given takes its place, as it is stored there; the rest stays, coding tables and the config's text too."""
+    earlier, later = tmp_path / "earlier.safetensors", tmp_path / "later.safetensors"
+    model = tiny_model()
+    save_weights(earlier, model, half=True, notes={"training": "none"})
+    weight = torch.full_like(model.g_s.tail.weight, 0.1)
+    rewrite_weights(earlier, later, tensors={"g_s.tail.weight": weight}, notes={"silent": "3 11"})
+    (before, said_before), (after, said) = content(earlier), content(later)
+    assert said == {**said_before, "silent": "3 11"} and after.keys() == before.keys()
+    assert torch.equal(after["g_s.tail.weight"], weight.half())
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "g_s.tail.weight")
+    back = load_weights(later)
+    assert back.gaussian.silent == (3, 11) and back.digest != model.digest
 
 
 def test_layout_of_the_file(tmp_path):

@@ -27,7 +27,7 @@ Model = Union[str, Path, CompressionModel]  # a name, a weights file, or a model
 FORMAT = "mlic-weights-1"
 PACKAGED = Path(__file__).parent / "weights"
 SHA256 = {  # of the packaged files
-    "fast.safetensors": "5ac437d6e3b651f79d5e83957abd28617763fd0db0db6d9db268dc239339bff5",
+    "fast.safetensors": "11feff584be2282c40a26b0759d5df78a9e72728f06b1b298882489ca17500bb",
 }
 
 
@@ -61,6 +61,19 @@ def save_weights(path: str | Path, model: CompressionModel, *, half: bool = Fals
     if model.gaussian.silent:  # beside the config: decoding does not depend on it
         metadata["silent"] = " ".join(map(str, model.gaussian.silent))
     write_whole(Path(path), save(tensors, metadata))
+
+
+def rewrite_weights(
+    earlier: str | Path, later: str | Path, *, tensors: dict[str, Tensor] | None = None, notes: dict[str, str] | None = None
+) -> None:
+    """A weights file with some tensors, by name and of any floating-point type, and some metadata in place of its own, or
+    beside them. All else is kept as stored, the coding tables too.
+    """
+    with safe_open(earlier, "pt") as file:
+        metadata, kept = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    for name, tensor in (tensors or {}).items():
+        kept[name] = tensor.detach().to(kept[name].dtype if name in kept else tensor.dtype).contiguous()
+    write_whole(Path(later), save(kept, {**metadata, **(notes or {})}))
 
 
 def load_weights(path: str | Path, *, sha256: str | None = None) -> CompressionModel:
