@@ -25,13 +25,14 @@ from tqdm import tqdm
 
 from mlic.data import PictureBank
 from mlic.feedback import search_with_feedback
-from mlic.model import CompressionModel, level_lambda
+from mlic.model import CompressionModel
 from mlic.refine import EFFORT, Search
 from mlic.strategies import Estimate
 from mlic.tiles import Box
 from mlic.weights import load_model, rewrite_weights, seal
 
 SIZE, BATCH, RATE, HELD, SHOWN = 512, 8, 5e-4, 24, 40
+WHOLE = Box(0, 0, SIZE, SIZE)
 
 
 class Crop(NamedTuple):
@@ -44,17 +45,16 @@ class Crop(NamedTuple):
 @torch.inference_mode()
 def encoded(model: CompressionModel, x: Tensor, level: Tensor) -> Crop:
     """What a file of x, (1, 3, SIZE, SIZE), would hold."""
-    search, box = Search(model, EFFORT, level), Box(0, 0, *x.shape[2:])
-    y, z, feedback = search_with_feedback(search, x, part=box, seen=box, whole=box)
+    search = Search(model, EFFORT, level)
+    y, z, feedback = search_with_feedback(search, x, part=WHOLE, seen=WHOLE, whole=WHOLE)
     estimate = Estimate(y, z, model.config.slices, search.gaussian, feedback, noisy=False)
     y_hat = model.code(estimate, level)
     return Crop((255 * x[0]).round().byte(), level.item(), y_hat.half(), (estimate.y_bits + estimate.z_bits).item())
 
 
 def cost(model: CompressionModel, crop: Crop) -> Tensor:
-    level, x = torch.tensor([crop.level]), crop.pixels[None].float() / 255
-    error = (model.synthesise(crop.y_hat.float(), level).clamp(0, 1) - x).square().sum()
-    return 100 * 255**2 / 3 * level_lambda(model.config, level) * error / crop.bits
+    search, x = Search(model, 0, torch.tensor([crop.level])), crop.pixels[None].float() / 255
+    return 100 * search.errors(crop.y_hat.float(), x, search.weights(WHOLE, WHOLE)).sum() / crop.bits
 
 
 class Factors(nn.Module):
@@ -128,9 +128,8 @@ def main(
     if not output:
         return
     random.seed(0)
-    with torch.enable_grad():
-        fit(model, kept[:-HELD], kept[-HELD:], steps)
-    seal(model, half=True)
+    fit(model, kept[:-HELD], kept[-HELD:], steps)
+    seal(model)
     fitted = {name: value for name, value in model.state_dict().items() if name.startswith(("g_s.", "gains.decoder"))}
     note = f"g_s fitted afterwards to {len(kept) - HELD} encoded crops of 512x512: {steps} steps of {BATCH}"
     rewrite_weights(weights, output, tensors=fitted, notes={"synthesis": note})

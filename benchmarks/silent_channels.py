@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from mlic.data import PictureBank
-from mlic.model import CompressionModel, level_lambda
+from mlic.model import CompressionModel
+from mlic.refine import Search
 from mlic.strategies import Estimate
+from mlic.tiles import Box
 from mlic.validation import middle
 from mlic.weights import load_model, rewrite_weights
 
@@ -40,7 +42,8 @@ class Estimates:
         self.gaussian.silent = ()
         y = model.analyse(x, self.level)
         self.z = model.h_a(y)
-        self.worth = x.numel() * 255**2 / 3 * float(level_lambda(model.config, self.level))
+        self.search, whole = Search(model, 0, self.level), Box(0, 0, *x.shape[2:])
+        self.weights = self.search.weights(whole, whole)
         estimate, _ = self.run(y)
         self.symbols, residuals = (estimate.whole(said[k] for _, said in estimate.said) for k in (0, 2))
         self.means = y - residuals
@@ -50,9 +53,8 @@ class Estimates:
     def run(self, y: Tensor) -> tuple[Estimate, float]:
         """What it costs in bits."""
         estimate = Estimate(y, self.z, self.model.config.slices, self.gaussian, noisy=False)
-        x_hat = self.model.synthesise(self.model.code(estimate, self.level), self.level).clamp(0, 1)
-        error = (x_hat - self.x).square().mean()
-        return estimate, float(self.worth * error + estimate.y_bits.sum())
+        errors = self.search.errors(self.model.code(estimate, self.level), self.x, self.weights)
+        return estimate, float(errors.sum() + estimate.y_bits.sum())
 
     def rise(self, channel: int) -> float:
         """Bits that a one costs, on average of some places."""
